@@ -1,0 +1,1 @@
+"""The edge: subscribe, decode, journal, then acknowledge; push, publish, serve."""

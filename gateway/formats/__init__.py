@@ -1,0 +1,1 @@
+"""Payload formats: columns of samples in, messages out. Pure; no format sees an OPC UA object."""

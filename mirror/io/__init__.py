@@ -1,0 +1,1 @@
+"""The shells of the shared contract: S3-compatible stores and SQLite files."""
