@@ -78,14 +78,13 @@ class IntervalSet:
         left: list[Interval] = []
         holes = other.intervals
         for start, end in self.intervals:
+            done = start
             at = bisect_left(holes, start, key=lambda hole: hole.end)
             while at < len(holes) and holes[at].start < end:
-                if start < holes[at].start:
-                    left.append(Interval(start, holes[at].start))
-                start = holes[at].end
+                left.append(Interval(done, holes[at].start))
+                done = holes[at].end
                 at += 1
-            if start < end:
-                left.append(Interval(start, end))
+            left.append(Interval(done, end))
         return IntervalSet(left)
 
     def __and__(self, other: IntervalSet) -> IntervalSet:

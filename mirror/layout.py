@@ -36,9 +36,7 @@ class Layout:
                 f"group.name is {self.group!r}; use letters, digits, '.', '_' and '-', at most 63, such as 'press-shop'"
             )
         if self.prefix != self.prefix.strip("/") or "//" in self.prefix:
-            raise ConfigError(
-                f"bucket prefix is {self.prefix!r}; use a path such as 'plantA' without slashes at its ends"
-            )
+            raise ConfigError(f"bucket prefix is {self.prefix!r}; use a path such as 'plantA', no slash at its ends")
 
     @property
     def root(self) -> str:
