@@ -2,8 +2,8 @@
 
 Debian packages are downloaded with apt's own tools into a private folder and unpacked, never installed,
 so that no root is needed, no service is started and nothing of the machine changes. npm packages come
-as the lock file says and run no install scripts. What is there already is left alone. What cannot be had is written down
-with its reason, for the tests to tell, and is no error here: exit code 0 all the same.
+as the lock file says and run no install scripts. What is there already is left alone. What cannot be had
+is written down with its reason, for the tests to tell, and is no error here: exit code 0 all the same.
 """
 
 from __future__ import annotations
@@ -68,9 +68,10 @@ class Apt:
         for folder in ("lists/partial", "cache/archives/partial"):
             (self.home / folder).mkdir(parents=True, exist_ok=True)
         # Hooks of the machine (cleaning, desktop indexes) have no business with a private download.
+        hooks = ("Pre-Invoke", "Post-Invoke", "Post-Invoke-Success")
         (self.home / "apt.conf").write_text(
-            "#clear APT::Update::Pre-Invoke;\n#clear APT::Update::Post-Invoke;\n#clear APT::Update::Post-Invoke-Success;\n"
-            f'Dir::State::lists "{self.home}/lists";\nDir::Cache "{self.home}/cache";\nAPT::Sandbox::User "root";\n'
+            "".join(f"#clear APT::Update::{hook};\n" for hook in hooks)
+            + f'Dir::State::lists "{self.home}/lists";\nDir::Cache "{self.home}/cache";\nAPT::Sandbox::User "root";\n'
         )
 
     def fetch(self, name: str) -> None:
@@ -94,9 +95,16 @@ class Apt:
             self.updated = True
 
     def _lacking(self, name: str, package: str) -> list[str]:
-        plan = ["apt-get", "-c", self.home / "apt.conf", "--simulate", "--no-install-recommends", "install", package]
+        plan: list[str | Path] = [
+            "apt-get",
+            "-c",
+            self.home / "apt.conf",
+            "--simulate",
+            "--no-install-recommends",
+            "install",
+        ]
         try:
-            lines = run(plan, self.home).splitlines()
+            lines = run([*plan, package], self.home).splitlines()
         except Refused:
             return [package, *NEEDED[name]]
         # A library package, or what is asked for itself; tools like adduser serve only an installed service.
