@@ -1,0 +1,219 @@
+"""What a value means to a reader: its plain Python value, its text, and the names of its parts.
+
+The front door to values: `body_size`, `decode` and `encode` from `mirror.wire`, status names from
+`mirror.status`, and here the definitions of structures and `readable`, the text of any value.
+
+The rule: `readable` never raises, whatever the bytes, since one odd value from one device must not stop
+a segment; what it cannot read it shows as base64.
+
+What it does not do: keep definitions. They are facts of a source and come as an argument.
+
+Source: OPC UA Part 6, 5.2 and 5.4.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from mirror.batch import FIXED_WIDTH, Kind
+from mirror.errors import Corrupt
+from mirror.status import status_name
+from mirror.wire import NESTING_MAX, Reader, Wire, body_size, decode, encode, nest
+
+__all__ = ["Structure", "StructureField", "body_size", "decode", "encode", "iso", "readable", "status_name"]
+
+
+class StructureField(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One field of a Structure, or one member of an enumeration.
+
+    Attributes:
+        name: Name of the field or member.
+        type: Id of a built-in type, or the definition of a nested structure or enumeration.
+        value_rank: -1 scalar, 1 one dimension, n > 1 that many dimensions.
+        optional: Present only where its bit of the encoding mask is set (kind `with-optional-fields`).
+        value: Number of an enumeration's member.
+    """
+
+    name: str
+    type: int | Structure = 0
+    value_rank: int = -1
+    optional: bool = False
+    value: int = 0
+
+
+class Structure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Definition of a structured data type or an enumeration, as the server described it.
+
+    Where structures are given by name, the name is the text of the binary encoding's NodeId as it stands
+    in an ExtensionObject of that source, such as `ns=2;i=5001`.
+    """
+
+    name: str
+    kind: Literal["structure", "with-optional-fields", "union", "enum"] = "structure"
+    fields: tuple[StructureField, ...] = ()
+
+
+_EPOCH = datetime(1601, 1, 1)
+
+
+def readable(kind: int, bits_or_body: int | Wire, structures: Mapping[str, Structure] = {}) -> str:
+    """Return a value as text for people: a String as itself, everything else as JSON.
+
+    JSON numbers carry the shortest digits that give the value back (a Float those of a Float); NaN and
+    the infinities are the strings "NaN", "Infinity" and "-Infinity". A DateTime is ISO 8601 with seven
+    digits, or its ticks outside the years 1 to 9999; a StatusCode its name; a ByteString base64; an
+    ExtensionObject an object by its definition, else {"type", "body"} with the body in base64. A null
+    String is the empty text, every other null is `null`. Bytes that do not decode appear as
+    {"kind", "body"}: this function never raises.
+
+    Args:
+        kind: The encoding byte.
+        bits_or_body: A row's `bits`, or its bytes in the heap (`mirror.batch`).
+        structures: Definitions by the ExtensionObject's type, such as `ns=2;i=5001`.
+    """
+    if isinstance(bits_or_body, int):
+        bits_or_body = bits_or_body.to_bytes(8, "little")[: int(FIXED_WIDTH[kind])]
+    try:
+        value = decode(kind, bits_or_body)
+        if kind == Kind.STRING:
+            return _text(value or "")
+        return _json(_plain(kind, value, structures, 0))
+    except (Corrupt, RecursionError):
+        return _json({"kind": kind, "body": base64.b64encode(bits_or_body).decode()})
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _text(value: str) -> str:
+    """Return text that UTF-8 can carry: bytes that were not UTF-8 become replacement characters."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _plain(kind: int, value: Any, structures: Mapping[str, Structure], depth: int) -> Any:
+    """Return a decoded value in JSON's types."""
+    if value is None:
+        return None
+    if isinstance(value, list):
+        return [_plain(kind & 0x3F, item, structures, depth) for item in value]
+    builtin = kind & 0x3F
+    if builtin in (Kind.FLOAT, Kind.DOUBLE):
+        return _number(builtin, value)
+    if builtin == Kind.DATETIME:
+        return iso(value)
+    if builtin == Kind.STATUSCODE:
+        return status_name(value)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, str):
+        return _text(value)
+    if not isinstance(value, dict):
+        return value
+    if builtin == Kind.VARIANT:
+        return _plain(value["kind"], value["value"], structures, depth)
+    if builtin == Kind.EXTENSIONOBJECT:
+        return _extension_plain(value, structures, depth)
+    return {name: _field_plain(name, item, structures, depth) for name, item in value.items()}
+
+
+def _field_plain(name: str, item: Any, structures: Mapping[str, Structure], depth: int) -> Any:
+    """Return one part of a DataValue, DiagnosticInfo, QualifiedName or LocalizedText in JSON's types."""
+    if name == "value":
+        return _plain(Kind.VARIANT, item, structures, depth)
+    if name in ("source_ticks", "server_ticks"):
+        return iso(item)
+    if name in ("status", "inner_status"):
+        return status_name(item)
+    return _plain(Kind.DIAGNOSTICINFO, item, structures, depth)
+
+
+def _number(builtin: int, value: float) -> float | str:
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return float(str(np.float32(value))) if builtin == Kind.FLOAT else value
+
+
+def iso(ticks: int) -> int | str:
+    """Return ticks as ISO 8601 in UTC with 100 ns digits, or the ticks where a calendar has no such day."""
+    try:
+        whole = _EPOCH + timedelta(seconds=ticks // 10_000_000)
+    except OverflowError:
+        return ticks
+    return f"{whole.isoformat()}.{ticks % 10_000_000:07d}Z"
+
+
+def _extension_plain(value: Mapping[str, Any], structures: Mapping[str, Structure], depth: int) -> Any:
+    definition, body = structures.get(value["type"]), value["body"]
+    if definition is not None and body is not None and "xml" not in value and depth < NESTING_MAX:
+        reader = Reader(body)
+        try:
+            plain = _structure(reader, definition, structures, depth + 1)
+        except Corrupt:
+            plain = None
+        if plain is not None and reader.pos == len(body):
+            return plain
+    return {"type": value["type"], "body": None if body is None else base64.b64encode(body).decode()}
+
+
+def _structure(reader: Reader, definition: Structure, structures: Mapping[str, Structure], depth: int) -> Any:
+    """Read one structure, union or enumeration by its definition (Part 6, 5.2.4, 5.2.6 to 5.2.8)."""
+    if depth > NESTING_MAX:
+        raise Corrupt(f"the structure {definition.name} is nested deeper than {NESTING_MAX} levels")
+    if definition.kind == "enum":
+        number = reader.number(Kind.INT32)
+        return next((f"{f.name}_{number}" for f in definition.fields if f.value == number), number)
+    if definition.kind == "union":
+        switch = reader.number(Kind.UINT32)
+        if switch == 0:
+            return None
+        if switch > len(definition.fields):
+            raise Corrupt(f"the union {definition.name} has {len(definition.fields)} fields; its switch is {switch}")
+        field = definition.fields[switch - 1]
+        return {field.name: _field(reader, field, structures, depth)}
+    mask = reader.number(Kind.UINT32) if definition.kind == "with-optional-fields" else 0
+    plain, bit = {}, 1
+    for field in definition.fields:
+        if field.optional and definition.kind == "with-optional-fields":
+            present, bit = mask & bit, bit << 1
+            if not present:
+                continue
+        plain[field.name] = _field(reader, field, structures, depth)
+    return plain
+
+
+def _field(reader: Reader, field: StructureField, structures: Mapping[str, Structure], depth: int) -> Any:
+    if field.value_rank < 1:
+        return _element(reader, field.type, structures, depth)
+    if field.value_rank == 1:
+        count = reader.count(Kind.BYTESTRING)
+        return None if count < 0 else _elements(reader, field.type, count, structures, depth)
+    dimensions = [reader.number(Kind.INT32) for _ in range(reader.count(Kind.INT32))]
+    count = 1
+    for size in dimensions:
+        count *= max(size, 0)
+    return nest(_elements(reader, field.type, count, structures, depth), dimensions)
+
+
+def _elements(
+    reader: Reader, kind: int | Structure, count: int, structures: Mapping[str, Structure], depth: int
+) -> list[Any]:
+    if count > len(reader.data) - reader.pos:
+        raise Corrupt(f"{count} elements are claimed, and {len(reader.data) - reader.pos} bytes are left")
+    return [_element(reader, kind, structures, depth) for _ in range(count)]
+
+
+def _element(reader: Reader, kind: int | Structure, structures: Mapping[str, Structure], depth: int) -> Any:
+    if isinstance(kind, Structure):
+        return _structure(reader, kind, structures, depth + 1)
+    size = body_size(reader.data, reader.pos, kind)  # checks masks and nesting before anything is built
+    value = Reader(reader.raw(size)).body(kind)
+    return _plain(kind, value, structures, depth)
