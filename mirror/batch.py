@@ -16,6 +16,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,9 +110,14 @@ class Heap:
         """Return the entries at `index` (int64[k], repeats allowed), in that order."""
         if len(index) == 0:
             return NO_HEAP
+        if len(index) == len(self.ends) and (index == np.arange(len(index))).all():
+            return self
         starts = np.concatenate(([0], self.ends[:-1]))[index]
         sizes = self.ends[index] - starts
         ends = np.cumsum(sizes)
+        if ends[-1] > 64 * len(index):  # long entries: copying each beats 16 bytes of index per byte
+            parts = zip(starts.tolist(), (starts + sizes).tolist(), strict=True)
+            return Heap(ends, b"".join([self.data[start:end] for start, end in parts]))
         # One gather for all bytes: position i of entry k comes from starts[k] + i.
         where = np.arange(int(ends[-1])) + np.repeat(starts - (ends - sizes), sizes)
         return Heap(ends, np.frombuffer(self.data, np.uint8)[where].tobytes())
@@ -168,7 +174,7 @@ class Batch:
         kind = int(self.kind[row])
         if IN_HEAP[kind]:
             return self.heap[int(self.bits[row])]
-        return self.bits[row].tobytes()[: int(FIXED_WIDTH[kind])]
+        return int(self.bits[row]).to_bytes(8, "little")[: int(FIXED_WIDTH[kind])]
 
 
 def concat(batches: Sequence[Batch]) -> Batch:
@@ -187,29 +193,29 @@ def concat(batches: Sequence[Batch]) -> Batch:
             entries, size = entries + len(b.heap), size + len(b.heap.data)
         else:
             bits.append(b.bits)
-    columns = [np.concatenate([getattr(b, name) for b in batches]) for name in _PLAIN_COLUMNS]
+    columns = {name: np.concatenate([getattr(b, name) for b in batches]) for name in _PLAIN_COLUMNS}
     heap = Heap(np.concatenate(ends), b"".join(b.heap.data for b in batches)) if ends else NO_HEAP
-    return Batch(*columns, np.concatenate(bits), heap)
+    return Batch(**columns, bits=np.concatenate(bits), heap=heap)
 
 
 def take(batch: Batch, index: NDArray[np.int64]) -> Batch:
     """Return the rows at `index` (int64[k] or bool[n]), in that order, with a heap of their own."""
     if index.dtype == np.bool_:
         index = np.flatnonzero(index)
-    columns = [getattr(batch, name)[index] for name in _PLAIN_COLUMNS]
+    columns = {name: getattr(batch, name)[index] for name in _PLAIN_COLUMNS}
     bits, heap = batch.bits[index], NO_HEAP
     if len(batch.heap):
-        in_heap = IN_HEAP[columns[-1]]
+        in_heap = IN_HEAP[columns["kind"]]
         heap = batch.heap.take(bits[in_heap].astype(np.int64))
         bits[in_heap] = np.arange(len(heap), dtype=np.uint64)
-    return Batch(*columns, bits, heap)
+    return Batch(**columns, bits=bits, heap=heap)
 
 
 def canonical_order(batch: Batch, rank: NDArray[np.uint32]) -> NDArray[np.int64]:
     """Return the row order in which equal content always stands in the same place.
 
     Rows are ordered by tag, source ticks, picoseconds, status, kind, value bytes (the pattern in `bits`
-    as an unsigned number, or the heap bytes), then flags, server ticks and picoseconds.
+    as an unsigned number, or the heap bytes), flags, server ticks and picoseconds, and last by AHEAD.
 
     Args:
         batch: n rows.
@@ -218,34 +224,55 @@ def canonical_order(batch: Batch, rank: NDArray[np.uint32]) -> NDArray[np.int64]
     Returns:
         int64[n], a permutation.
     """
+    place = rank[batch.handle]
+    order = np.lexsort((batch.source_ticks, place))
+    tied = _tied(order, place, batch.source_ticks)
+    if tied.any():  # few rows share a tag and a source time: only they need the other keys
+        rows = order[tied]
+        order[tied] = rows[_full_order(take(batch, rows), place[rows])]
+    return order
+
+
+def _tied(order: NDArray[np.int64], *keys: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return bool[n]: whether the row at each place of the order has the keys of a neighbour."""
+    tied = np.zeros(len(order), np.bool_)
+    same = np.ones(max(len(order) - 1, 0), np.bool_)
+    for key in keys:
+        ordered = key[order]
+        same &= ordered[1:] == ordered[:-1]
+    tied[1:] |= same
+    tied[:-1] |= same
+    return tied
+
+
+def _full_order(batch: Batch, place: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Return the canonical order of rows whose tags stand at `place`, by all keys."""
     in_heap = IN_HEAP[batch.kind]
-    bits = np.where(in_heap, 0, batch.bits)
-    keys = [
-        batch.server_ps, batch.server_ticks, batch.flags & CONTENT_FLAGS, bits, batch.kind, batch.status,
-        batch.source_ps, batch.source_ticks, rank[batch.handle],
-    ]  # fmt: skip
-    order = np.lexsort(keys)
-    if len(batch.heap) < 2:
-        return order
+    content = batch.flags & CONTENT_FLAGS
+    head = (batch.kind, batch.status, batch.source_ps, batch.source_ticks, place)
+    tail = (batch.flags, batch.server_ps, batch.server_ticks, content)
+    order = np.lexsort((*tail, np.where(in_heap, 0, batch.bits), *head))
     # Heap values are compared only where everything before the value is equal: rare, so a loop will do.
-    head = np.stack([k[order].astype(np.int64) for k in keys[4:]])
-    same = (head[:, 1:] == head[:, :-1]).all(axis=0) & in_heap[order][1:]
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], same, [False])).astype(np.int8)))
-    for start, end in edges.reshape(-1, 2):
-        group = order[start : end + 1]
-        order[start : end + 1] = sorted(group, key=lambda r: (
-            batch.value_bytes(r), batch.flags[r] & CONTENT_FLAGS, batch.server_ticks[r], batch.server_ps[r]
-        ))  # fmt: skip
+    tied = _tied(order, *head) & in_heap[order]
+    groups = np.flatnonzero(tied)
+    if not len(groups):
+        return order
+    keys = [key[order][groups].tolist() for key in reversed(head)]
+    tails = [key[order][groups].tolist() for key in reversed(tail)]
+    values = [batch.value_bytes(row) for row in order[groups].tolist()]
+    by_value = sorted(range(len(groups)), key=list(zip(*keys, values, *tails, strict=True)).__getitem__)
+    order[groups] = order[groups][by_value]
     return order
 
 
 def digest(batch: Batch, identities: Sequence[str], rank: NDArray[np.uint32]) -> bytes:
     """Return the SHA-256 of the batch's content, the same whatever the order, handles or encoding.
 
-    Rows are put in canonical order and hashed column by column, each with its length before it: the
-    identities of the tags that occur (sorted), the place of each row's tag among them, then times,
-    picoseconds, status, flags without AHEAD, kind, fixed-width patterns, heap sizes and heap bytes.
-    All integers little endian.
+    Rows are put in canonical order and hashed column by column, each with its length in bytes before it
+    (8 bytes): sizes of the identities of the tags that occur (sorted, 8 bytes each), the identities in
+    UTF-8 end to end, the place of each row's tag among them (4 bytes), then source ticks, server ticks,
+    source and server picoseconds, status, flags without AHEAD, kind, fixed-width patterns (8 bytes each),
+    sizes of the heap's entries (8 bytes each) and the entries end to end. All integers little endian.
 
     Args:
         batch: n rows, in any order.
@@ -261,17 +288,16 @@ def digest(batch: Batch, identities: Sequence[str], rank: NDArray[np.uint32]) ->
 def ordered_digest(batch: Batch, identities: Sequence[str]) -> bytes:
     """Return the digest of rows that already stand in canonical order; see `digest`."""
     used = np.unique(batch.handle)
-    names = sorted(identities[h] for h in used.tolist())
-    place = {name: i for i, name in enumerate(names)}
+    by_name = sorted(used.tolist(), key=identities.__getitem__)
+    names = Heap.of([identities[h].encode() for h in by_name])
     index = np.zeros(int(used[-1]) + 1 if len(used) else 0, np.uint32)
-    for h in used.tolist():
-        index[h] = place[identities[h]]
+    index[by_name] = np.arange(len(by_name), dtype=np.uint32)
     in_heap = IN_HEAP[batch.kind]
     heap = batch.heap.take(batch.bits[in_heap].astype(np.int64))
     sizes = np.diff(heap.ends, prepend=0)
     sha = hashlib.sha256(b"edgemirror batch 1")
     for column in (
-        "\0".join(names).encode(), index[batch.handle], batch.source_ticks, batch.server_ticks,
+        np.diff(names.ends, prepend=0), names.data, index[batch.handle], batch.source_ticks, batch.server_ticks,
         batch.source_ps, batch.server_ps, batch.status, batch.flags & CONTENT_FLAGS, batch.kind,
         batch.bits[~in_heap], sizes, heap.data,
     ):  # fmt: skip

@@ -59,8 +59,9 @@ class Tag(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def identity(self) -> str:
-        """Source and node in one string, unique over all sources; a newline stands between the two."""
-        return f"{self.source}\n{self.node}"
+        """Source and node in one string, unique over all sources; the first newline stands between the two."""
+        source = self.source.replace("%", "%25").replace("\n", "%0A")
+        return f"{source}\n{self.node}"
 
 
 class TagTable:
@@ -84,10 +85,16 @@ class TagTable:
         return self.tags[handle]
 
     def add(self, tag: Tag) -> int:
-        """Return the tag's handle, giving it the next free one if it is new; facts are replaced."""
+        """Return the tag's handle, giving it the next free one if it is new; facts are replaced.
+
+        What is known of the stamping is kept: it was learnt from samples, and only ever moves towards U.
+        """
         identity = tag.identity
         handle = self._handle.get(identity)
         if handle is not None:
+            known = self.tags[handle].stamping
+            if known == "U" or not tag.stamping:
+                tag = msgspec.structs.replace(tag, stamping=known)
             self.tags[handle] = tag
             return handle
         handle = self._handle[identity] = len(self.tags)
