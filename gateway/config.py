@@ -1,0 +1,298 @@
+"""The one configuration file: TOML in, frozen structures out, every field checked once.
+
+A setting is a number or a string; components (clock, store, random source) are constructor arguments and
+never settings. A message names the setting, the value that is wrong and a legal one. Secrets never stand
+in the file: settings that end in `_file` name a file that holds them.
+
+This module reads no file and no environment: both come in as arguments.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from mirror.errors import ConfigError
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Positive = Annotated[float, Meta(gt=0)]
+Security = Literal[
+    "none",
+    "Basic256Sha256:Sign",
+    "Basic256Sha256:SignAndEncrypt",
+    "Aes128Sha256RsaOaep:Sign",
+    "Aes128Sha256RsaOaep:SignAndEncrypt",
+    "Aes256Sha256RsaPss:Sign",
+    "Aes256Sha256RsaPss:SignAndEncrypt",
+]
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A TOML table; unknown keys are errors."""
+
+
+class Group(_Table, frozen=True):
+    """The devices that are mirrored together: one log, one place in the topic name space."""
+
+    name: Name
+    enterprise: Name = "enterprise"
+    site: Name = "site"
+
+
+class Replica(_Table, frozen=True):
+    """This gateway; the only table that differs between the replicas of a group."""
+
+    name: Name
+    data_dir: str
+
+
+class Arbiter(_Table, frozen=True):
+    """Who decides which replica acts. `solo`: this one, guarded by a lock on its data directory."""
+
+    kind: Literal["solo"] = "solo"
+
+
+class Device(_Table, frozen=True, kw_only=True):
+    """A named subtree of a source's tags.
+
+    Attributes:
+        browse: Roots to mirror: a NodeId (`ns=2;s=Press7`, `nsu=<uri>;s=Press7`), `/**` for all below it.
+        exclude: Patterns over the path below the root (`*` within one name, `**` over several).
+        sampling_ms: Sampling interval asked for; 0 asks for every change the server knows of.
+        publishing_ms: Publishing interval asked for; devices of one source with equal values share a
+            subscription.
+        queue_size: Samples the server shall keep for each tag between two publishes; 0 sizes it from
+            publishing and sampling and two seconds of absence.
+        tag_topics: Path patterns of the tags that get a retained MQTT topic of their own.
+    """
+
+    name: Name
+    browse: Annotated[list[str], Meta(min_length=1)]
+    exclude: list[str] = []
+    area: Name = "area"
+    line: Name = "line"
+    sampling_ms: Annotated[float, Meta(ge=0)] = 0.0
+    publishing_ms: Annotated[float, Meta(ge=10)] = 100.0
+    queue_size: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    tag_topics: list[str] = []
+
+
+class Source(_Table, frozen=True, kw_only=True):
+    """One OPC UA server.
+
+    Attributes:
+        security: Policy and mode; `none` has to be written out.
+        certificate_file, key_file: This gateway's application certificate (DER) and key (PEM).
+        trust_dir: Folder of server certificates (DER) that are accepted. Required with security.
+        session_timeout_s: How long the server is asked to keep the session of a gateway that is gone;
+            within it a restart resumes without loss.
+        history: Fill gaps from the server's historian where it keeps one.
+    """
+
+    name: Name
+    endpoint: str
+    security: Security
+    user: str = ""
+    password_file: str = ""
+    certificate_file: str = ""
+    key_file: str = ""
+    trust_dir: str = ""
+    session_timeout_s: Annotated[float, Meta(ge=10, le=86_400)] = 600.0
+    request_timeout_s: Annotated[float, Meta(ge=1, le=120)] = 10.0
+    publish_requests: Annotated[int, Meta(ge=1, le=10)] = 3
+    history: bool = True
+    device: Annotated[list[Device], Meta(min_length=1)]
+
+
+class JournalConfig(_Table, frozen=True):
+    """The local file: how often it is made durable and how long it keeps what the cloud has."""
+
+    max_gib: Positive = 20.0
+    keep_days: Annotated[float, Meta(ge=0)] = 7.0
+    commit_ms: Annotated[float, Meta(ge=0, le=1000)] = 20.0
+    inbox_mib: Annotated[int, Meta(ge=1, le=1024)] = 16
+
+
+class Interval(_Table, frozen=True):
+    """Bounds of the push interval in seconds."""
+
+    min: Positive = 1.0
+    max: Positive = 60.0
+
+
+class Sync(_Table, frozen=True):
+    """The bucket that holds the full mirror. Without `bucket` nothing is pushed.
+
+    Attributes:
+        bucket: `s3://bucket/prefix`.
+        endpoint: URL of an S3-compatible store; empty means AWS.
+        access_key_file, secret_key_file: Credentials; empty means the environment's own.
+        requests_per_day: Budget the push interval adapts to.
+    """
+
+    bucket: str = ""
+    endpoint: str = ""
+    region: str = "us-east-1"
+    access_key_file: str = ""
+    secret_key_file: str = ""
+    ca_file: str = ""
+    interval_s: Interval = Interval()
+    requests_per_day: Annotated[int, Meta(ge=100)] = 20_000
+    segment_rows: Annotated[int, Meta(ge=1, le=5_000_000)] = 200_000
+    segment_mib: Annotated[int, Meta(ge=1, le=512)] = 16
+
+
+class Mqtt(_Table, frozen=True):
+    """The plant's broker. Without `url` nothing is published.
+
+    Attributes:
+        url: `mqtt://host:port` or `mqtts://host:port`.
+        shape: `nested` puts values under `values`, `flat` at the top level of the device object.
+        tag_topics: Which tags get a retained topic: none, those selected by their device, all.
+        payload: What a tag topic carries: an object with quality and time, or the bare value.
+    """
+
+    url: str = ""
+    user: str = ""
+    password_file: str = ""
+    ca_file: str = ""
+    prefix: str = "uns/v1"
+    device_objects: bool = True
+    tag_topics: Literal["none", "selected", "all"] = "selected"
+    payload: Literal["object", "raw"] = "object"
+    shape: Literal["nested", "flat"] = "nested"
+    keepalive_s: Annotated[int, Meta(ge=1, le=3600)] = 5
+    window: Annotated[int, Meta(ge=1, le=10_000)] = 100
+
+
+class Http(_Table, frozen=True):
+    """Where health and metrics are served; empty serves nothing. Loopback only, for now."""
+
+    listen: str = "127.0.0.1:8480"
+
+
+class Config(_Table, frozen=True, kw_only=True):
+    """Everything a gateway is told."""
+
+    group: Group
+    replica: Replica
+    source: Annotated[list[Source], Meta(min_length=1)]
+    arbiter: Arbiter = Arbiter()
+    journal: JournalConfig = JournalConfig()
+    sync: Sync = Sync()
+    mqtt: Mqtt = Mqtt()
+    http: Http = Http()
+
+
+ENVIRONMENT_PREFIX = "EDGEMIRROR__"
+
+
+def parse(text: str, environment: Mapping[str, str] | None = None) -> Config:
+    """Return the checked configuration.
+
+    Args:
+        text: The TOML file.
+        environment: Variables such as `EDGEMIRROR__MQTT__URL` replace single settings of plain tables.
+
+    Raises:
+        ConfigError: The file is not TOML, a key is unknown, or a value is out of its bounds.
+    """
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"the configuration is not TOML: {error}") from error
+    for name, value in (environment or {}).items():
+        if name.startswith(ENVIRONMENT_PREFIX):
+            _override(raw, name, value)
+    try:
+        config = msgspec.convert(raw, Config)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$")
+        place = where.rstrip("`").lstrip(".") or "the file"
+        raise ConfigError(f"{place}: {what}", hint="docs/config.md lists every setting and its bounds") from error
+    _check(config)
+    return config
+
+
+def _override(raw: dict[str, Any], name: str, value: str) -> None:
+    """Replace one setting by an environment variable's text, converted to the setting's type."""
+    *tables, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+    types: dict[str, Any] = {f.name: f.type for f in msgspec.structs.fields(Config)}
+    target: dict[str, Any] = raw
+    for table in tables:
+        kind = types.get(table)
+        if not (isinstance(kind, type) and issubclass(kind, _Table)):
+            raise ConfigError(f"{name} names no table; use a plain table such as {ENVIRONMENT_PREFIX}MQTT__URL")
+        types = {f.name: f.type for f in msgspec.structs.fields(kind)}
+        target = target.setdefault(table, {})
+    if not tables or key not in types:
+        raise ConfigError(f"{name} names no setting; docs/config.md lists them")
+    try:
+        target[key] = msgspec.convert(value, types[key], strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{name} is {value!r}: {error}") from error
+
+
+def _check(config: Config) -> None:
+    """Check what one field alone cannot say."""
+    seen: set[str] = set()
+    for source in config.source:
+        where = f"source {source.name!r}"
+        url = urlsplit(source.endpoint)
+        if url.scheme != "opc.tcp" or not url.hostname:
+            raise ConfigError(f"{where}: endpoint is {source.endpoint!r}; use opc.tcp://host:port")
+        if source.security != "none" and not (source.certificate_file and source.key_file and source.trust_dir):
+            raise ConfigError(
+                f"{where}: security is {source.security!r}, which needs certificate_file, key_file and trust_dir"
+            )
+        if source.user and not source.password_file:
+            raise ConfigError(f"{where}: user is {source.user!r} without password_file")
+        if source.name in seen:
+            raise ConfigError(f"{where}: the name is used twice; names of sources are unique")
+        seen.add(source.name)
+    devices = [d.name for s in config.source for d in s.device]
+    if len(set(devices)) < len(devices):
+        twice = sorted({d for d in devices if devices.count(d) > 1})
+        raise ConfigError(f"device {twice[0]!r}: the name is used twice; device names are unique in a group")
+    if config.sync.bucket:
+        url = urlsplit(config.sync.bucket)
+        if url.scheme != "s3" or not url.netloc:
+            raise ConfigError(f"sync.bucket is {config.sync.bucket!r}; use s3://bucket/prefix")
+    if config.sync.interval_s.min > config.sync.interval_s.max:
+        raise ConfigError(
+            f"sync.interval_s.min is {config.sync.interval_s.min}; use at most "
+            f"sync.interval_s.max ({config.sync.interval_s.max})"
+        )
+    if config.mqtt.url:
+        url = urlsplit(config.mqtt.url)
+        if url.scheme not in ("mqtt", "mqtts") or not url.hostname:
+            raise ConfigError(f"mqtt.url is {config.mqtt.url!r}; use mqtt://host:port or mqtts://host:port")
+    if config.http.listen:
+        host, _, port = config.http.listen.rpartition(":")
+        if not port.isdigit() or host not in ("127.0.0.1", "localhost", "[::1]"):
+            raise ConfigError(f"http.listen is {config.http.listen!r}; use 127.0.0.1:8480")
+
+
+def settings() -> list[str]:
+    """Return the dotted name of every setting, for the documentation test."""
+
+    def walk(kind: type[_Table], prefix: str) -> list[str]:
+        names: list[str] = []
+        for field in msgspec.structs.fields(kind):
+            inner = [t for t in (field.type, *_arguments(field.type)) if isinstance(t, type) and issubclass(t, _Table)]
+            name = f"{prefix}{field.name}"
+            names += walk(inner[0], f"{name}.") if inner else [name]
+        return names
+
+    return walk(Config, "")
+
+
+def _arguments(kind: Any) -> list[Any]:
+    """Return all type arguments below a type: `Annotated[list[X], ...]` holds X."""
+    found = list(get_args(kind))
+    return found + [a for f in found for a in _arguments(f)]

@@ -1,0 +1,60 @@
+"""Events for people and machines: one line per change of state, past tense, a closed list of names.
+
+`log("gap.opened", stream=..., reason=...)` writes one JSON line to standard error. Names and keys are
+listed in docs/operations.md; a name that is not in EVENTS is a bug and raises.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import structlog
+
+#: Every event this program writes, and what it tells.
+EVENTS = {
+    "gateway.started": "the process runs",
+    "gateway.stopped": "the process ends in order",
+    "gateway.failed": "the process ends because of an error",
+    "source.connected": "a session exists",
+    "source.lost": "the session or connection broke",
+    "source.refused": "the server cannot be reached or refuses; tried again later",
+    "source.browsed": "the tags of a source are known",
+    "stream.subscribed": "a new subscription delivers",
+    "stream.resumed": "the former subscription delivers again",
+    "stream.items_refused": "the server refused to monitor some nodes",
+    "gap.opened": "something is missing; a row says what and why",
+    "gap.closed": "a gap was filled, or declared lost",
+    "message.undecodable": "a message was set aside",
+    "journal.stalled": "the disk refuses; nothing more is asked of the servers",
+    "journal.recovered": "the disk takes data again",
+    "journal.trimmed": "old chunks that the cloud has were deleted",
+    "ingest.failed": "the ingest thread ended because of an error",
+    "push.pushed": "a segment is in the bucket, read back where in doubt",
+    "push.failed": "the store did not answer as hoped; tried again later",
+    "push.fenced": "somebody with a higher epoch writes the log; this gateway stopped pushing",
+    "push.refused": "the store cannot be pushed to until somebody changes something",
+    "mqtt.connected": "the broker accepted the connection",
+    "mqtt.lost": "the broker is away",
+}
+
+structlog.configure(
+    processors=[
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        structlog.processors.JSONRenderer(),
+    ],
+    logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+    cache_logger_on_first_use=True,
+)
+_logger = structlog.get_logger()
+
+
+def log(event: str, **facts: Any) -> None:
+    """Write one event.
+
+    Args:
+        event: A name from EVENTS.
+        **facts: Keys with units last; values are numbers or short texts.
+    """
+    assert event in EVENTS, f"{event} is not a known event"
+    _logger.info(event, **facts)

@@ -1,0 +1,583 @@
+"""What one subscription has delivered, in order, and what it has not.
+
+The machine puts the messages of one stream back into sequence, asks again for missing ones, and says
+what may be claimed: an interval of the server's own publish time grows only by a message with the
+expected number after which the server has nothing more to send, or by a keep-alive that carries the next
+number. Everything else is a gap, a row with a reason, until history closes it or it is declared lost.
+
+It is fed messages, never samples: an event carries a number, two times, a row count and an opaque
+reference to the body. All effects of one step belong into one transaction; a message may be
+acknowledged only after that transaction is durable (`gateway.acks`).
+
+Two rules keep chunks and claims apart. Every chunk's interval ends after the end of all earlier ones,
+so that a chunk is never taken for an older, already pushed one. And rows that came while something
+before them was missing are `held`: kept and pushed, but nothing is claimed for their interval.
+
+Source: OPC UA Part 4, 5.13.1.1 (sequence numbers), 5.14.1.2 (keep-alive), 5.14.5 (Publish).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+import msgspec
+
+from mirror.coverage import Axis, Closure, Coverage, Gap, Grade, Reason, timeline_name
+
+WRAP = 0xFFFFFFFF  # sequence numbers run 1..WRAP and start at 1 again; 0 never occurs
+HELD_MAX = 256  # messages kept while an older one is asked for again; then it counts as missing
+HOLE_MAX = 4096  # a jump further than this is not asked for number by number
+PROBE_MAX = 4096  # messages asked for after a resume without a list of what is available
+STILL_TICKS = 10_000  # a publish time may stand still or step back by 1 ms, the coarsest server's resolution
+
+
+def after(sequence: int) -> int:
+    """Return the sequence number that follows."""
+    return 1 if sequence == WRAP else sequence + 1
+
+
+def distance(start: int, end: int) -> int:
+    """Return how many numbers lie from `start` up to `end`; at least WRAP // 2 means: `end` is older."""
+    return (end - start) % WRAP
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a stream stands on disk; what a restart begins from.
+
+    Attributes:
+        timeline: Name of the stretch of publish time, `<server start>-<break>` in ticks.
+        start, covered: The covered interval (start, covered] that still grows.
+        cursor: End of the newest chunk's interval, at least `covered`.
+        sequence: Newest sequence number up to which every message is committed, 0 if none.
+        subscription: Its server-side id.
+        axis: Where publish times come from; None before the first message.
+    """
+
+    timeline: str
+    start: int
+    covered: int
+    cursor: int
+    sequence: int = 0
+    subscription: int = 0
+    axis: Axis | None = None
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribed:
+    """A subscription exists: a new one, or the former one taken up again (`resumed`).
+
+    Attributes:
+        available: After a transfer, the numbers the server still holds; None where it did not say.
+        reason: Why there was a break; used for the gap if the subscription is new.
+    """
+
+    subscription: int
+    server_start: int
+    resumed: bool
+    reason: Reason
+    available: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A notification message or keep-alive arrived.
+
+    Attributes:
+        sequence: Its number; of a keep-alive: the number of the next message.
+        publish_ticks, response_ticks: Publish time and response header time, 0 where null.
+        overflow: Handles whose queue overflowed on the server before their value in this message.
+        undecodable: The body is set aside: its samples are missing although its number is not.
+        republished: It answers a Republish; its response time says nothing about when it was published.
+        ref: Whatever finds the body again.
+    """
+
+    sequence: int
+    publish_ticks: int
+    response_ticks: int
+    more: bool = False
+    keepalive: bool = False
+    republished: bool = False
+    undecodable: bool = False
+    overflow: tuple[int, ...] = ()
+    available: tuple[int, ...] | None = None
+    ref: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class NotAvailable:
+    """The server answered a Republish: it no longer has that message."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The subscription is gone for good; what is held will not be completed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backfilled:
+    """History was read for a gap, or could not be."""
+
+    gap: Gap
+    complete: bool
+    why: str = ""
+
+
+Event = Subscribed | Delivered | NotAvailable | Stopped | Backfilled
+
+
+# Effects, in the order in which they have to be carried out, all in one transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Append the message's rows as a chunk with the interval (pub_from, pub_to]."""
+
+    ref: object
+    sequence: int
+    timeline: str
+    pub_from: int
+    pub_to: int
+
+
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """Write the interval (again): the row with the same timeline, start and grade gets a new end."""
+
+    coverage: Coverage
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Record where the stream stands."""
+
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class OpenGap:
+    """Write the gap (again): the row with the same id gets a new end and new tags."""
+
+    gap: Gap
+
+
+@dataclass(frozen=True, slots=True)
+class CloseGap:
+    """The gap leaves the ledger, for a reason."""
+
+    gap: Gap
+    closure: Closure
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledge:
+    """The message is (once the transaction is durable) no longer needed by us."""
+
+    subscription: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Republish:
+    """Ask the server to send the message once more."""
+
+    subscription: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """Nothing more can be had from before the break: begin to publish."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backfill:
+    """Try to close the gap from the server's history; answer with Backfilled."""
+
+    gap: Gap
+
+
+Effect = Store | Extend | Progress | OpenGap | CloseGap | Acknowledge | Republish | Resumed | Backfill
+
+
+class _Mode(Enum):
+    """What the machine is doing beside taking messages."""
+
+    LIVE = 0
+    PROBE = 1  # resumed: asking for one number after the other until the server has no more
+    FETCH = 2  # transferred: asking for the numbers that the server says it holds
+
+
+@dataclass(slots=True)
+class Sampler:
+    """The machine of one stream.
+
+    Args:
+        stream: The stream's id.
+        origin: The replica's name, written into all that is claimed.
+        position: Where the journal says that the stream stands; None for a stream never seen.
+        identity: Turns an overflowed handle into the tag's identity for the gap ledger.
+    """
+
+    stream: str
+    origin: str
+    position: Position | None
+    identity: Callable[[int], str]
+    axis: Axis | None = None
+    subscription: int = 0
+    expected: int = 0  # 0: no subscription
+    counts: dict[str, int] = field(default_factory=dict)
+    _held: dict[int, Delivered] = field(default_factory=dict)
+    _alive: tuple[int, int] | None = None  # the newest keep-alive: (number it announces, time)
+    _missing: set[int] = field(default_factory=set)
+    _asked: set[int] = field(default_factory=set)
+    _hole_age: int = 0
+    _mode: _Mode = _Mode.LIVE
+    _probes: int = 0
+    _break: tuple[Reason, int] | None = None  # the break before the first message of a new subscription
+    _overflow: Gap | None = None
+
+    def __post_init__(self) -> None:
+        if self.axis is None and self.position is not None:
+            self.axis = self.position.axis
+
+    def snapshot(self) -> Sampler:
+        """Return a copy to go back to when the transaction could not be made durable."""
+        twin = copy.copy(self)
+        twin._held, twin._missing, twin._asked = dict(self._held), set(self._missing), set(self._asked)
+        twin.counts = dict(self.counts)
+        return twin
+
+    def step(self, event: Event) -> list[Effect]:
+        """Return what has to be done about one event; see the effects' own words."""
+        if isinstance(event, Delivered):
+            return self._delivered(event)
+        if isinstance(event, NotAvailable):
+            return self._not_available(event.sequence)
+        if isinstance(event, Subscribed):
+            return self._subscribed(event)
+        if isinstance(event, Backfilled):
+            return self._backfilled(event)
+        return self._stop()
+
+    # Subscriptions
+
+    def _subscribed(self, event: Subscribed) -> list[Effect]:
+        effects = self._stop()
+        self.subscription = event.subscription
+        here = self.position
+        if event.resumed:
+            assert here is not None, "only a stream with a position can be resumed"
+            self.expected = after(here.sequence)
+            if event.available is not None:
+                wanted = [s for s in event.available if distance(self.expected, s) < HOLE_MAX]
+                self._asked, self._mode = set(wanted), _Mode.FETCH
+                effects += [Republish(self.subscription, s) for s in wanted]
+                return effects + self._live_again()
+            self._mode, self._probes, self._asked = _Mode.PROBE, PROBE_MAX, {self.expected}
+            return [*effects, Republish(self.subscription, self.expected)]
+        self.expected = 1
+        self._break = (event.reason, event.server_start)
+        return effects
+
+    def _stop(self) -> list[Effect]:
+        """Give up everything that is still missing, so that what is held gets stored."""
+        effects: list[Effect] = []
+        if self._held:
+            last = max(self._held, key=lambda s: distance(self.expected, s))
+            span = distance(self.expected, last)
+            number = self.expected
+            for _ in range(min(span, HOLE_MAX)):
+                if number not in self._held:
+                    self._missing.add(number)
+                number = after(number)
+            effects = self._release(final=True)
+        effects += self._end_overflow()
+        self._held.clear()
+        self._missing.clear()
+        self._asked.clear()
+        self._alive, self._break, self._mode, self._hole_age = None, None, _Mode.LIVE, 0
+        self.expected = self.subscription = 0
+        return effects
+
+    def _begin(self, ticks: int) -> list[Effect]:
+        """Start the covered interval at the first time a new subscription tells; open the gap before it."""
+        assert self._break is not None
+        (reason, server_start), here = self._break, self.position
+        self._break = None
+        timeline = timeline_name(server_start, ticks)
+        effects: list[Effect] = []
+        start = ticks - 1
+        if here is not None:
+            same_server = here.timeline.partition("-")[0] == str(server_start)
+            if same_server and start >= here.cursor:
+                timeline = here.timeline
+            end = max(start, here.cursor, here.covered + 1)
+            effects += self._gap(here.timeline, here.covered, end, reason if same_server else Reason.SERVER_RESTART)
+            effects += self._hold(here.timeline, here.covered, here.cursor)
+        self.position = Position(timeline, start, start, start, 0, self.subscription, self.axis)
+        return effects
+
+    # Messages
+
+    def _delivered(self, event: Delivered) -> list[Effect]:
+        if self.expected == 0:
+            return []
+        ahead = distance(self.expected, event.sequence)
+        if event.keepalive:
+            if ahead < WRAP // 2:
+                self._alive = (event.sequence, self._time(event))
+        elif ahead >= WRAP // 2:
+            self._count("repeated")
+            return [Acknowledge(self.subscription, event.sequence)]
+        else:
+            self._held.setdefault(event.sequence, event)
+            self._asked.discard(event.sequence)
+            if event.republished:
+                self._count("republished")
+        effects = self._release()
+        if self._mode is _Mode.PROBE and event.republished:
+            return effects + self._probe(after(event.sequence))
+        return effects + self._live_again() + self._ask(event)
+
+    def _probe(self, sequence: int) -> list[Effect]:
+        """After a resume: ask for one message after the other until the server has no more."""
+        self._probes -= 1
+        if self._probes == 0 or len(self._held) >= HELD_MAX:
+            self._mode = _Mode.LIVE
+            return [Resumed()]
+        self._asked.add(sequence)
+        return [Republish(self.subscription, sequence)]
+
+    def _live_again(self) -> list[Effect]:
+        """After a transfer: publish once everything that was asked for has been answered."""
+        if self._mode is not _Mode.FETCH or self._asked:
+            return []
+        self._mode = _Mode.LIVE
+        return [Resumed()]
+
+    def _not_available(self, sequence: int) -> list[Effect]:
+        if self.expected == 0 or sequence not in self._asked:
+            return []
+        self._asked.discard(sequence)
+        if self._mode is _Mode.PROBE:
+            self._mode = _Mode.LIVE  # nothing is known to be missing: the number may not have been used yet
+            return [Resumed()]
+        self._missing.add(sequence)
+        return self._release() + self._live_again()
+
+    def _ask(self, event: Delivered) -> list[Effect]:
+        """Ask again for what is missing before what is held, once a further response has not brought it."""
+        hole = self._hole()
+        if not hole:
+            self._hole_age = 0
+            return []
+        if not event.republished:
+            self._hole_age += 1
+        if self._hole_age < 2 and not event.keepalive:
+            return []
+        effects: list[Effect] = []
+        too_many = len(self._held) >= HELD_MAX or len(hole) >= HOLE_MAX
+        for number in hole:
+            if too_many or (event.available and number not in event.available):
+                self._missing.add(number)
+            elif number not in self._asked:
+                self._asked.add(number)
+                effects.append(Republish(self.subscription, number))
+        return effects + self._release()
+
+    def _hole(self) -> list[int]:
+        """Return the numbers not here, in order, before the furthest thing that is."""
+        ends = [*self._held, *([self._alive[0]] if self._alive else [])]
+        if not ends:
+            return []
+        span = min(max(distance(self.expected, s) for s in ends), HOLE_MAX)
+        number, hole = self.expected, []
+        for _ in range(span):
+            if number not in self._held and number not in self._missing:
+                hole.append(number)
+            number = after(number)
+        return hole
+
+    def _release(self, *, final: bool = False) -> list[Effect]:
+        """Store what is in order now, and extend or break what is claimed."""
+        effects: list[Effect] = []
+        lost = False
+        moved = False
+        while True:
+            if self.expected in self._missing:
+                self._missing.discard(self.expected)
+                self.expected = after(self.expected)
+                lost = True
+                continue
+            message = self._held.get(self.expected)
+            if message is not None:
+                ticks = self._when(message, final=final)
+                if ticks is None:
+                    break
+                del self._held[self.expected]
+                self.expected = after(self.expected)
+                effects += self._take(message, ticks, lost=lost)
+                lost, moved = False, True
+                continue
+            if self._alive is not None and self._alive[0] == self.expected:
+                effects += self._advance(self._alive[1], lost=lost)
+                self._alive, lost, moved = None, False, True
+            break
+        if lost:
+            self._missing.add(self._before(self.expected))  # the break is told when its end is known
+            self.expected = self._before(self.expected)
+        if moved and self.position is not None:
+            done = self._before(self.expected)
+            self.position = replace(self.position, sequence=done, subscription=self.subscription)
+            effects.append(Progress(self.position))
+        return effects
+
+    def _take(self, message: Delivered, ticks: int, *, lost: bool) -> list[Effect]:
+        """Store one message whose turn it is."""
+        effects = self._begin(ticks) if self._break else []
+        effects += self._new_timeline_if_back(ticks)
+        here = self.position
+        assert here is not None
+        ticks = max(ticks, here.cursor + 1)
+        if message.overflow:
+            effects += self._overflowed(here.timeline, here.covered, ticks, message.overflow)
+        else:
+            effects += self._end_overflow()
+        if not message.undecodable:
+            effects.append(Store(message.ref, message.sequence, here.timeline, here.cursor, ticks))
+        effects.append(Acknowledge(self.subscription, message.sequence))
+        self.position = replace(here, cursor=ticks)
+        if lost or message.undecodable:
+            return effects + self._break_at(ticks, Reason.MISSED if lost else Reason.UNDECODABLE)
+        if self.axis is Axis.NONE:
+            return effects + self._hold(here.timeline, here.start, ticks)
+        return effects if message.more else effects + self._claim(ticks)
+
+    def _advance(self, ticks: int, *, lost: bool) -> list[Effect]:
+        """A keep-alive with the next number: the server has had nothing to say until then."""
+        effects = self._begin(ticks) if self._break else []
+        effects += self._new_timeline_if_back(ticks)
+        assert self.position is not None
+        if self.axis is Axis.NONE:
+            return effects
+        ticks = max(ticks, self.position.cursor)
+        if lost:
+            self.position = replace(self.position, cursor=ticks)
+            return effects + self._break_at(ticks, Reason.MISSED)
+        return effects + self._claim(ticks)
+
+    # Claims and gaps
+
+    def _claim(self, ticks: int) -> list[Effect]:
+        """Claim everything up to `ticks`."""
+        here = self.position
+        assert here is not None and ticks >= here.covered, "claims only grow"
+        self.position = replace(here, covered=ticks, cursor=max(ticks, here.cursor))
+        if ticks == here.start:
+            return []
+        return [Extend(Coverage(self.stream, here.timeline, here.start, ticks, self.origin))]
+
+    def _break_at(self, ticks: int, reason: Reason) -> list[Effect]:
+        """Messages before `ticks` are missing: declare the gap, claim anew from there."""
+        here = self.position
+        assert here is not None
+        self._count(reason)
+        effects = self._gap(here.timeline, here.covered, ticks, reason)
+        effects += self._hold(here.timeline, here.covered, ticks)
+        self.position = replace(here, start=ticks, covered=ticks, cursor=max(ticks, here.cursor))
+        return effects
+
+    def _new_timeline_if_back(self, ticks: int) -> list[Effect]:
+        """The server's clock went back: nothing is missing, but the axis begins anew."""
+        here = self.position
+        assert here is not None
+        if ticks >= here.cursor - STILL_TICKS:
+            return []
+        self._count("clock_back")
+        effects = self._hold(here.timeline, here.covered, here.cursor)
+        timeline = timeline_name(int(here.timeline.partition("-")[0]), ticks)
+        start = ticks - 1
+        self.position = replace(here, timeline=timeline, start=start, covered=start, cursor=start)
+        return effects
+
+    def _hold(self, timeline: str, start: int, end: int) -> list[Effect]:
+        if end <= start:
+            return []
+        return [Extend(Coverage(self.stream, timeline, start, end, self.origin, Grade.HELD))]
+
+    def _gap(self, timeline: str, start: int, end: int, reason: Reason) -> list[Effect]:
+        gap = Gap.opened(self.stream, timeline, start, reason, end=end)
+        return [OpenGap(gap), Backfill(gap)]
+
+    def _overflowed(self, timeline: str, start: int, end: int, handles: Iterable[int]) -> list[Effect]:
+        """Declare or widen the gap of the tags whose queue ran over; a run of overflows is one row."""
+        self._count("overflow")
+        effects: list[Effect] = []
+        tags = {self.identity(h) for h in handles}
+        if self._overflow is not None and self._overflow.timeline != timeline:
+            effects = self._end_overflow()
+        gap = self._overflow or Gap.opened(self.stream, timeline, start, Reason.OVERFLOW, tags=sorted(tags))
+        self._overflow = msgspec.structs.replace(gap, end=end, tags=sorted(tags | set(gap.tags or ())))
+        return [*effects, OpenGap(self._overflow)]
+
+    def _end_overflow(self) -> list[Effect]:
+        gap, self._overflow = self._overflow, None
+        return [Backfill(gap)] if gap is not None else []
+
+    def _backfilled(self, event: Backfilled) -> list[Effect]:
+        self._count("recovered" if event.complete else "lost")
+        closure = Closure.HISTORY if event.complete else Closure.LOST
+        return [CloseGap(event.gap, closure, event.why)]
+
+    # Times and numbers
+
+    def _time(self, message: Delivered) -> int:
+        """Return the message's place on the stream's axis, choosing the axis at the first message."""
+        here = self.position
+        if self.axis is None:
+            self.axis = (
+                Axis.PUBLISH if message.publish_ticks else Axis.RESPONSE if message.response_ticks else Axis.NONE
+            )
+        if here is not None and here.axis is not self.axis:
+            self.position = here = replace(here, axis=self.axis)
+        ticks = {Axis.PUBLISH: message.publish_ticks, Axis.RESPONSE: message.response_ticks, Axis.NONE: 0}[self.axis]
+        return ticks or (here.cursor + 1 if here else 1)
+
+    def _when(self, message: Delivered, *, final: bool) -> int | None:
+        """Return the time to store a message under; None while that is not known yet.
+
+        A message that was sent again, on a server that puts no time into the message itself, gets the
+        time of the next one that came by itself.
+        """
+        ticks = self._time(message)
+        here = self.position
+        if not message.republished or self.axis is Axis.PUBLISH:
+            return ticks
+        number = message.sequence
+        while True:
+            number = after(number)
+            later = self._held.get(number)
+            if later is None and number not in self._missing:
+                break
+            if later is not None and not later.republished:
+                return self._time(later)
+        if self._alive is not None and self._alive[0] == number:
+            return self._alive[1]
+        return (here.cursor + 1 if here else 1) if final else None
+
+    @staticmethod
+    def _before(sequence: int) -> int:
+        return WRAP if sequence == 1 else sequence - 1
+
+    def _count(self, what: str) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1

@@ -1,0 +1,492 @@
+"""The sampler: sequence, claims and gaps, first by script, then against a server that misbehaves at random."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway import sampler
+from gateway.sampler import (
+    WRAP,
+    Acknowledge,
+    Backfill,
+    CloseGap,
+    Delivered,
+    Extend,
+    NotAvailable,
+    OpenGap,
+    Progress,
+    Republish,
+    Resumed,
+    Sampler,
+    Store,
+    Subscribed,
+)
+from mirror.coverage import Axis, Closure, Coverage, Gap, Grade, IntervalSet, Reason
+
+START = 1_000_000_000
+MS = 10_000
+
+
+@dataclass
+class Ledger:
+    """What a journal would hold: the machine's effects, carried out."""
+
+    machine: Sampler
+    stored: list[Store] = field(default_factory=list)
+    coverage: dict[tuple[str, int, str], Coverage] = field(default_factory=dict)
+    gaps: dict[str, Gap] = field(default_factory=dict)
+    closed: dict[str, tuple[Closure, str]] = field(default_factory=dict)
+    acked: list[int] = field(default_factory=list)
+    asked: list[int] = field(default_factory=list)
+    backfills: list[Gap] = field(default_factory=list)
+    resumed: int = 0
+
+    def __call__(self, event: sampler.Event) -> list[sampler.Effect]:
+        effects = self.machine.step(event)
+        for effect in effects:
+            match effect:
+                case Store():
+                    self.stored.append(effect)
+                case Extend(c):
+                    self.coverage[c.timeline, c.start, c.grade] = c
+                case OpenGap(gap):
+                    self.gaps[gap.id] = gap
+                case CloseGap():
+                    self.closed[effect.gap.id] = (effect.closure, effect.why)
+                case Acknowledge():
+                    self.acked.append(effect.sequence)
+                case Republish():
+                    self.asked.append(effect.sequence)
+                case Backfill(gap):
+                    self.backfills.append(gap)
+                case Resumed():
+                    self.resumed += 1
+        return effects
+
+    def covered(self, timeline: str | None = None) -> IntervalSet:
+        return IntervalSet(
+            (c.start, c.end)
+            for c in self.coverage.values()
+            if c.grade == Grade.COVERED and timeline in (None, c.timeline)
+        )
+
+    def sequences(self) -> list[int]:
+        return [s.sequence for s in self.stored]
+
+
+def fresh(position: sampler.Position | None = None) -> Ledger:
+    return Ledger(Sampler("s1", "a", position, lambda handle: f"tag{handle}"))
+
+
+def subscribed(ledger: Ledger, *, server_start: int = 7, subscription: int = 1) -> Ledger:
+    ledger(Subscribed(subscription, server_start, resumed=False, reason=Reason.GATEWAY_DOWN))
+    return ledger
+
+
+def message(sequence: int, ms: int, **more: Any) -> Delivered:
+    return Delivered(sequence, START + ms * MS, START + ms * MS, **{"ref": sequence, **more})
+
+
+def alive(next_sequence: int, ms: int) -> Delivered:
+    return message(next_sequence, ms, keepalive=True)
+
+
+def live(*, ms: int = 100, count: int = 3, **more: Any) -> Ledger:
+    """A new subscription that has delivered `count` messages, `ms` apart."""
+    ledger = subscribed(fresh(), **more)
+    for n in range(1, count + 1):
+        ledger(message(n, n * ms))
+    return ledger
+
+
+def test_messages_in_order_are_stored_acknowledged_and_covered() -> None:
+    ledger = live()
+    assert ledger.sequences() == ledger.acked == [1, 2, 3]
+    assert ledger.covered() == IntervalSet([(START + 100 * MS - 1, START + 300 * MS)])
+    assert not ledger.gaps
+
+
+def test_a_new_subscription_covers_nothing_backward() -> None:
+    ledger = subscribed(fresh())
+    ledger(message(1, 100))
+    assert ledger.covered() == IntervalSet([(START + 100 * MS - 1, START + 100 * MS)])
+
+
+def test_more_notifications_claims_nothing_until_the_queue_is_empty() -> None:
+    ledger = live(count=1)
+    ledger(message(2, 200, more=True))
+    assert ledger.covered().intervals[-1].end == START + 100 * MS
+    assert ledger.sequences() == [1, 2], "its rows are stored all the same"
+    ledger(message(3, 200))
+    assert ledger.covered().intervals[-1].end >= START + 200 * MS
+    assert ledger.stored[2].pub_to > ledger.stored[1].pub_to, "or the second would be taken for pushed"
+
+
+def test_a_keep_alive_with_the_next_number_extends_the_claim() -> None:
+    ledger = live()
+    ledger(alive(4, 900))
+    assert ledger.covered().intervals[-1].end == START + 900 * MS
+    ledger(message(4, 1000))
+    assert ledger.sequences() == [1, 2, 3, 4], "a keep-alive does not use its number up"
+
+
+def test_a_keep_alive_with_a_later_number_claims_nothing_and_asks_at_once() -> None:
+    ledger = live()
+    ledger(alive(6, 900))
+    assert ledger.asked == [4, 5]
+    assert ledger.covered().intervals[-1].end == START + 300 * MS
+    ledger(message(5, 500, republished=True))
+    ledger(message(4, 400, republished=True))
+    assert ledger.sequences() == [1, 2, 3, 4, 5]
+    assert ledger.covered().intervals[-1].end == START + 900 * MS
+    assert not ledger.gaps
+
+
+def test_a_keep_alive_is_never_acknowledged() -> None:
+    ledger = live(count=1)
+    ledger(alive(2, 500))
+    assert ledger.acked == [1]
+
+
+def test_a_missing_number_is_asked_for_after_one_further_response() -> None:
+    ledger = live()
+    ledger(message(5, 500))
+    assert ledger.asked == [], "the answers of several requests may overtake each other"
+    ledger(message(6, 600))
+    assert ledger.asked == [4]
+    ledger(message(4, 400, republished=True))
+    assert ledger.sequences() == [1, 2, 3, 4, 5, 6]
+    assert not ledger.gaps and len(ledger.covered()) == 1
+
+
+def test_messages_that_overtake_each_other_are_put_in_order_without_asking() -> None:
+    ledger = live()
+    ledger(message(5, 500))
+    ledger(message(4, 400))
+    assert ledger.sequences() == [1, 2, 3, 4, 5] and not ledger.asked and not ledger.gaps
+
+
+def test_a_message_the_server_no_longer_has_becomes_a_gap_and_what_follows_is_held() -> None:
+    ledger = live()
+    ledger(message(5, 500))
+    ledger(message(6, 600))
+    ledger(NotAvailable(4))
+    (gap,) = ledger.gaps.values()
+    assert (gap.reason, gap.start, gap.end) == (Reason.MISSED, START + 300 * MS, START + 500 * MS)
+    assert ledger.covered().intervals[1:] == IntervalSet([(START + 500 * MS, START + 600 * MS)]).intervals
+    held = [c for c in ledger.coverage.values() if c.grade == Grade.HELD]
+    assert [(c.start, c.end) for c in held] == [(gap.start, gap.end)], "the rows of 5 are pushed, but claim nothing"
+    assert ledger.backfills == [gap]
+
+
+def test_a_number_missing_from_the_available_list_is_not_asked_for() -> None:
+    ledger = live()
+    ledger(message(5, 500, available=(5,)))
+    ledger(message(6, 600, available=(5, 6)))
+    assert not ledger.asked
+    assert [g.reason for g in ledger.gaps.values()] == [Reason.MISSED]
+
+
+def test_a_message_that_comes_twice_is_stored_once_and_acknowledged_again() -> None:
+    ledger = live()
+    ledger(message(2, 200))
+    assert ledger.sequences() == [1, 2, 3] and ledger.acked == [1, 2, 3, 2]
+
+
+def test_the_number_after_the_largest_is_one() -> None:
+    assert sampler.after(WRAP) == 1
+    position = sampler.Position("7-1", START, START, START, WRAP - 2, 1, Axis.PUBLISH)
+    ledger = fresh(position)
+    ledger(Subscribed(1, 7, resumed=True, reason=Reason.GATEWAY_DOWN))
+    assert ledger.asked == [WRAP - 1]
+    ledger(NotAvailable(WRAP - 1))
+    for n, ms in ((WRAP - 1, 100), (WRAP, 200), (1, 300), (3, 500), (4, 600)):
+        ledger(message(n, ms))
+    assert ledger.sequences() == [WRAP - 1, WRAP, 1] and ledger.asked[1:] == [2]
+    ledger(message(2, 400, republished=True))
+    assert ledger.sequences()[3:] == [2, 3, 4] and not ledger.gaps
+
+
+def test_after_a_resume_the_server_is_asked_until_it_has_no_more() -> None:
+    first = live()
+    position = first.machine.position
+    assert position is not None and position.sequence == 3
+    ledger = fresh(position)
+    ledger(Subscribed(1, 7, resumed=True, reason=Reason.GATEWAY_DOWN))
+    ledger(message(4, 400, republished=True))
+    ledger(message(5, 500, republished=True))
+    assert ledger.asked == [4, 5, 6] and not ledger.resumed
+    ledger(NotAvailable(6))
+    assert ledger.resumed == 1
+    ledger(message(6, 600))
+    assert ledger.sequences() == [4, 5, 6] and not ledger.gaps
+    assert ledger.covered().intervals[-1].end == START + 600 * MS
+    assert ledger.stored[0].pub_from == START + 300 * MS, "nothing between the two lives"
+
+
+def test_after_a_transfer_exactly_what_is_available_is_fetched_before_publishing() -> None:
+    ledger = fresh(live().machine.position)
+    ledger(Subscribed(1, 7, resumed=True, reason=Reason.GATEWAY_DOWN, available=(2, 3, 4, 5)))
+    assert ledger.asked == [4, 5]
+    ledger(message(4, 400, republished=True))
+    assert not ledger.resumed
+    ledger(message(5, 500, republished=True))
+    assert ledger.resumed == 1 and ledger.sequences() == [4, 5]
+    ledger(message(6, 600))
+    assert ledger.resumed == 1 and not ledger.gaps
+
+
+def test_a_republished_message_without_a_time_of_its_own_waits_for_the_next_live_one() -> None:
+    ledger = subscribed(fresh())
+    for n in (1, 2):
+        ledger(Delivered(n, 0, START + n * 100 * MS, ref=n))
+    assert ledger.machine.axis is Axis.RESPONSE
+    again = fresh(ledger.machine.position)
+    again(Subscribed(1, 7, resumed=True, reason=Reason.GATEWAY_DOWN))
+    again(Delivered(3, 0, START + 9000 * MS, ref=3, republished=True))
+    again(NotAvailable(4))
+    assert not again.stored, "when it was published is not known yet"
+    again(Delivered(4, 0, START + 400 * MS, ref=4))
+    assert again.sequences() == [3, 4]
+    assert again.covered().intervals[-1].end <= START + 400 * MS + 1
+
+
+def test_a_keep_alive_also_tells_when_a_republished_message_was_published() -> None:
+    ledger = subscribed(fresh())
+    ledger(Delivered(1, 0, START + 100 * MS, ref=1))
+    again = fresh(ledger.machine.position)
+    again(Subscribed(1, 7, resumed=True, reason=Reason.GATEWAY_DOWN))
+    again(Delivered(2, 0, START + 9000 * MS, ref=2, republished=True))
+    again(NotAvailable(3))
+    again(Delivered(3, 0, START + 300 * MS, keepalive=True))
+    assert again.sequences() == [2] and again.covered().intervals[-1].end == START + 300 * MS
+
+
+def test_a_stream_without_any_time_claims_nothing() -> None:
+    ledger = subscribed(fresh())
+    for n in (1, 2, 3):
+        ledger(Delivered(n, 0, 0, ref=n))
+    assert ledger.machine.axis is Axis.NONE
+    assert ledger.sequences() == [1, 2, 3] and not len(ledger.covered())
+    assert {c.grade for c in ledger.coverage.values()} == {Grade.HELD}
+    assert len(ledger.coverage) == 1, "one row that grows"
+
+
+def test_a_new_subscription_after_a_break_opens_a_gap_from_the_last_claim_to_its_first_message() -> None:
+    ledger = live()
+    ledger(Subscribed(2, 7, resumed=False, reason=Reason.DISCONNECTED))
+    assert not ledger.gaps, "its end is not known yet"
+    ledger(message(1, 5000))
+    (gap,) = ledger.gaps.values()
+    assert (gap.reason, gap.start, gap.end) == (Reason.DISCONNECTED, START + 300 * MS, START + 5000 * MS - 1)
+    assert ledger.stored[-1].timeline == ledger.stored[0].timeline
+    assert not (ledger.covered() & IntervalSet([(gap.start, gap.end or 0)]))
+
+
+def test_a_restarted_server_begins_a_new_timeline() -> None:
+    ledger = live()
+    ledger(Subscribed(2, 8, resumed=False, reason=Reason.DISCONNECTED))
+    ledger(message(1, 5000))
+    (gap,) = ledger.gaps.values()
+    assert gap.reason is Reason.SERVER_RESTART and gap.timeline == ledger.stored[0].timeline
+    assert ledger.stored[-1].timeline.startswith("8-")
+
+
+def test_a_restarted_server_whose_clock_is_behind_still_leaves_a_gap() -> None:
+    ledger = live()
+    ledger(Subscribed(2, 8, resumed=False, reason=Reason.DISCONNECTED))
+    ledger(message(1, 10))
+    (gap,) = ledger.gaps.values()
+    assert gap.end is not None and gap.end > gap.start
+
+
+def test_publish_time_going_back_begins_a_new_timeline_and_loses_nothing() -> None:
+    ledger = live()
+    ledger(message(4, 50))
+    ledger(message(5, 150))
+    names = [s.timeline for s in ledger.stored]
+    assert len(set(names)) == 2 and names[:3] == [names[0]] * 3
+    assert not ledger.gaps and len(ledger.covered(names[3])) == 1
+
+
+def test_two_messages_of_one_publish_time_get_intervals_that_differ() -> None:
+    ledger = live(count=1)
+    ledger(message(2, 100))
+    ledger(message(3, 100))
+    ends = [s.pub_to for s in ledger.stored]
+    assert len(set(ends)) == 3 and ends == sorted(ends)
+
+
+def test_an_overflow_is_a_gap_of_its_tags_only_and_a_run_of_them_one_row() -> None:
+    ledger = live()
+    ledger(message(4, 400, overflow=(1,)))
+    ledger(message(5, 500, overflow=(2,)))
+    (gap,) = ledger.gaps.values()
+    assert (gap.reason, gap.start, gap.end) == (Reason.OVERFLOW, START + 300 * MS, START + 500 * MS)
+    assert gap.tags == ["tag1", "tag2"] and not ledger.backfills
+    ledger(message(6, 600))
+    assert ledger.backfills == [gap]
+    assert ledger.covered().intervals[-1].end == START + 600 * MS, "the other tags are complete"
+
+
+def test_a_message_that_cannot_be_decoded_is_a_gap_and_the_stream_goes_on() -> None:
+    ledger = live()
+    ledger(message(4, 400, undecodable=True, ref=None))
+    ledger(message(5, 500))
+    (gap,) = ledger.gaps.values()
+    assert (gap.reason, gap.start, gap.end) == (Reason.UNDECODABLE, START + 300 * MS, START + 400 * MS)
+    assert ledger.sequences() == [1, 2, 3, 5] and ledger.acked == [1, 2, 3, 4, 5]
+
+
+def test_a_gap_ends_only_with_a_closure() -> None:
+    ledger = live()
+    ledger(Subscribed(2, 7, resumed=False, reason=Reason.DISCONNECTED))
+    ledger(message(1, 5000))
+    (gap,) = ledger.backfills
+    ledger(sampler.Backfilled(gap, complete=False, why="no history"))
+    assert ledger.closed == {gap.id: (Closure.LOST, "no history")}
+
+
+def test_going_back_to_a_snapshot_forgets_what_was_not_made_durable() -> None:
+    ledger = live()
+    saved = ledger.machine.snapshot()
+    for twin in (ledger.machine, saved):
+        other = Ledger(twin)
+        other(message(5, 500))
+        other(message(4, 400))
+        assert other.sequences() == [4, 5]
+
+
+def test_a_hole_is_not_waited_for_without_end() -> None:
+    ledger = live()
+    for n in range(5, 5 + sampler.HELD_MAX + 2):
+        ledger(message(n, n * 100))
+    assert [g.reason for g in ledger.gaps.values()] == [Reason.MISSED]
+    assert ledger.sequences()[3:5] == [5, 6]
+
+
+class Server:
+    """A server of one subscription that keeps what is not acknowledged, up to a bound."""
+
+    def __init__(self, keeps: int, axis: Axis, first: int) -> None:
+        self.keeps, self.axis = keeps, axis
+        self.sequence, self.now = first, START
+        self.sent: dict[int, int] = {}  # by number of use, not by sequence: the truth
+        self.kept: dict[int, int] = {}  # sequence -> publish time
+        self.log: list[tuple[int, int]] = []  # (publish time, sequence) of every message ever made
+
+    def publish(self, *, more: bool) -> Delivered:
+        self.now += 100 * MS if not more else 0
+        n = self.sequence
+        self.kept[n] = self.now
+        self.log.append((self.now, n))
+        while len(self.kept) > self.keeps:
+            del self.kept[next(iter(self.kept))]
+        self.sequence = sampler.after(n)
+        return self._delivered(n, self.now, more=more)
+
+    def keepalive(self) -> Delivered:
+        self.now += 100 * MS
+        return self._delivered(self.sequence, self.now, keepalive=True)
+
+    def republish(self, n: int) -> sampler.Event:
+        if n not in self.kept:
+            return NotAvailable(n)
+        response = self.now + 5 * MS
+        return Delivered(
+            n, self.kept[n] if self.axis is Axis.PUBLISH else 0, response, republished=True, ref=(self.kept[n], n)
+        )
+
+    def _delivered(self, n: int, ticks: int, **more: Any) -> Delivered:
+        publish = ticks if self.axis is Axis.PUBLISH else 0
+        return Delivered(n, publish, ticks, available=tuple(self.kept), ref=(ticks, n), **more)
+
+
+STEPS = st.lists(
+    st.sampled_from(["send", "send", "send", "more", "lose", "alive", "lose_alive", "late", "arrive", "crash", "new"]),
+    max_size=60,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(STEPS, st.integers(1, 8), st.sampled_from([Axis.PUBLISH, Axis.RESPONSE]), st.sampled_from([1, WRAP - 5]))
+def test_nothing_missing_is_ever_claimed_and_nothing_stored_twice(
+    steps: list[str], keeps: int, axis: Axis, first: int
+) -> None:
+    server = Server(keeps, axis, first)
+    ledger = fresh()
+    subscribed(ledger)
+    if first != 1:  # a subscription that has lived for long
+        ledger.machine.expected = first
+    late: list[Delivered] = []
+    subscription = 1
+
+    def deliver(event: sampler.Event) -> None:
+        for effect in ledger(event):
+            match effect:
+                case Republish():
+                    deliver(server.republish(effect.sequence))
+                case Acknowledge():
+                    server.kept.pop(effect.sequence, None)
+
+    for step in steps:
+        match step:
+            case "send" | "more":
+                deliver(server.publish(more=step == "more"))
+            case "lose":
+                server.publish(more=False)
+            case "late":
+                late.append(server.publish(more=False))
+            case "arrive" if late:
+                deliver(late.pop())
+            case "alive":
+                deliver(server.keepalive())
+            case "lose_alive":
+                server.keepalive()
+            case "crash":
+                late.clear()
+                machine = Sampler("s1", "a", ledger.machine.position, lambda h: f"tag{h}")
+                position = machine.position
+                ledger.machine = machine
+                resumable = position is not None and position.subscription == subscription and position.sequence
+                deliver(Subscribed(subscription, 7, resumed=bool(resumable), reason=Reason.GATEWAY_DOWN))
+                if not resumable:
+                    ledger.machine.expected = first
+            case "new":
+                late.clear()
+                subscription += 1
+                server.kept.clear()
+                server.now += 1000 * MS
+                first = server.sequence = 1
+                deliver(Subscribed(subscription, 7, resumed=False, reason=Reason.DISCONNECTED))
+            case _:
+                pass
+    deliver(server.publish(more=False))
+    deliver(server.publish(more=False))
+
+    stored = [s.ref for s in ledger.stored]
+    assert len(stored) == len(set(stored)), "a message was stored twice"
+    ends = [s.pub_to for s in ledger.stored]
+    assert ends == sorted(set(ends)), "chunks of one timeline end one after the other"
+    covered, gaps = ledger.covered(), IntervalSet((g.start, g.end or 0) for g in ledger.gaps.values())
+    held = IntervalSet((c.start, c.end) for c in ledger.coverage.values() if c.grade == Grade.HELD)
+    assert not (covered & gaps), "an interval is claimed and missing"
+    for s in ledger.stored:
+        assert covered.covers(s.pub_to - 1, s.pub_to) or held.covers(s.pub_to - 1, s.pub_to), "stored, never pushed"
+    for made in server.log:
+        if made not in stored and made[0] <= (covered.intervals[-1].end if covered else 0):
+            assert made[0] not in covered, f"{made} is missing inside a claim"
+    if covered:
+        first_claim, last_claim = (covered | gaps).intervals[0].start, covered.intervals[-1].end
+        assert IntervalSet([(first_claim, last_claim)]) == covered | gaps, "neither covered nor a gap"
+
+
+def test_every_progress_names_only_messages_that_are_stored() -> None:
+    ledger = live()
+    for effect in ledger(message(5, 500)):
+        assert not isinstance(effect, Progress)
+    assert ledger.machine.position is not None and ledger.machine.position.sequence == 3
