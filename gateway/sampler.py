@@ -421,12 +421,12 @@ class Sampler:
                 continue
             message = self._held.get(self.expected)
             if message is not None:
-                ticks = self._when(message, final=final)
-                if ticks is None:
+                when = self._when(message, final=final)
+                if when is None:
                     break
                 del self._held[self.expected]
                 self.expected = after(self.expected)
-                effects += self._take(message, ticks, lost=lost)
+                effects += self._take(message, *when, lost=lost)
                 lost, moved = False, True
                 continue
             if self._alive is not None and self._alive[0] == self.expected:
@@ -442,8 +442,8 @@ class Sampler:
             effects.append(Progress(self.position))
         return effects
 
-    def _take(self, message: Delivered, ticks: int, *, lost: bool) -> list[Effect]:
-        """Store one message whose turn it is."""
+    def _take(self, message: Delivered, ticks: int, whole: bool, *, lost: bool) -> list[Effect]:
+        """Store one message whose turn it is; `whole`: the server had nothing more to send then."""
         effects = self._begin(ticks) if self._break else []
         effects += self._new_timeline_if_back(ticks)
         here = self.position
@@ -461,7 +461,7 @@ class Sampler:
             return effects + self._break_at(ticks, Reason.MISSED if lost else Reason.UNDECODABLE)
         if self.axis is Axis.NONE:
             return effects + self._hold(here.timeline, here.start, ticks)
-        return effects if message.more else effects + self._claim(ticks)
+        return effects + self._claim(ticks) if whole else effects
 
     def _advance(self, ticks: int, *, lost: bool) -> list[Effect]:
         """A keep-alive with the next number: the server has had nothing to say until then."""
@@ -553,27 +553,28 @@ class Sampler:
         ticks = {Axis.PUBLISH: message.publish_ticks, Axis.RESPONSE: message.response_ticks, Axis.NONE: 0}[self.axis]
         return ticks or (here.cursor + 1 if here else 1)
 
-    def _when(self, message: Delivered, *, final: bool) -> int | None:
-        """Return the time to store a message under; None while that is not known yet.
+    def _when(self, message: Delivered, *, final: bool) -> tuple[int, bool] | None:
+        """Return the time to store a message under and whether it may be claimed; None: not known yet.
 
         A message that was sent again, on a server that puts no time into the message itself, gets the
-        time of the next one that came by itself.
+        time of the next one that came by itself. With another one missing between the two, that time
+        would claim too much.
         """
         ticks = self._time(message)
-        here = self.position
         if not message.republished or self.axis is Axis.PUBLISH:
-            return ticks
-        number = message.sequence
-        while True:
+            return ticks, not message.more
+        unknown = (self.position.cursor + 1 if self.position else 1), False
+        number = after(message.sequence)
+        while number in self._held:
+            later = self._held[number]
+            if not later.republished:
+                return self._time(later), not message.more
             number = after(number)
-            later = self._held.get(number)
-            if later is None and number not in self._missing:
-                break
-            if later is not None and not later.republished:
-                return self._time(later)
+        if number in self._missing:
+            return unknown
         if self._alive is not None and self._alive[0] == number:
-            return self._alive[1]
-        return (here.cursor + 1 if here else 1) if final else None
+            return self._alive[1], not message.more
+        return unknown if final else None
 
     @staticmethod
     def _before(sequence: int) -> int:
