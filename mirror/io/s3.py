@@ -1,0 +1,311 @@
+"""An S3-compatible bucket as an `ObjectStore`, over boto3.
+
+boto3 repeats failed requests by default, adds a checksum trailer that some servers cannot read, and
+reports a refused condition, a lost answer and a wrong key through one exception. Here nothing that
+writes is ever repeated, checksums are sent as a plain header, and every answer becomes one of the five
+reactions. Two clients are kept apart, so that an upload of many megabytes never stands in front of a
+renewal that must be answered at once: `S3Store.open` for the log, `S3Store.quick` for lease records.
+
+Reading is repeated here (`_READ_TRIES`), since that changes nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import boto3
+import msgspec
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    IncompleteReadError,
+    SSLError,
+)
+
+from mirror.errors import ConfigError, Conflict, Corrupt, MirrorError, Unavailable
+from mirror.store import NO_METADATA, Object, Range
+
+T = TypeVar("T")
+
+_READ_TRIES = 3
+_READ_PAUSE_S = 0.2
+_PAGE = 1000
+
+#: Error codes that say: other bytes arrived than were announced.
+_DAMAGED = {"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"}
+#: Client errors that pass by themselves.
+_TRANSIENT = {"RequestTimeout", "IncompleteBody", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"}
+
+_NO_ANSWER = (ConnectionError, HTTPClientError, IncompleteReadError, CredentialRetrievalError)
+
+
+class S3Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a bucket is and how to reach it.
+
+    Attributes:
+        bucket: Its name.
+        prefix: Path below which everything of this project lies; no slash at its ends.
+        endpoint: `https://host:port`; empty for Amazon S3 itself.
+        region: As the server expects it in signatures.
+        access_key: Empty: boto3 looks in its usual places.
+        secret_key: Likewise.
+        ca_file: Certificates to trust instead of the system's; empty for the system's.
+        connect_timeout_s: For the log; lease records use `quick_timeout_s`.
+        read_timeout_s: Likewise.
+        quick_timeout_s: Connect and read timeout of lease records.
+    """
+
+    bucket: str
+    prefix: str = ""
+    endpoint: str = ""
+    region: str = "us-east-1"
+    access_key: str = ""
+    secret_key: str = ""
+    ca_file: str = ""
+    connect_timeout_s: float = 5.0
+    read_timeout_s: float = 20.0
+    quick_timeout_s: float = 1.0
+
+    @staticmethod
+    def parse(url: str, **rest: Any) -> S3Settings:
+        """Read `s3://bucket/prefix`; other settings by keyword."""
+        parts = urlsplit(url)
+        if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
+            raise ConfigError(f"sync.bucket is {url!r}; use s3://BUCKET/PREFIX, such as s3://acme-mirror/plantA")
+        return S3Settings(bucket=parts.netloc, prefix=parts.path.strip("/"), **rest)
+
+
+class S3Store:
+    """A bucket; see `mirror.store.ObjectStore` for what each call promises.
+
+    Attributes:
+        name: Endpoint and bucket.
+        client: The boto3 client; its event hooks are where tests inject faults.
+    """
+
+    def __init__(self, settings: S3Settings, client: Any, *, quoted: bool = True) -> None:
+        self.name = f"{settings.endpoint or 'https://s3.amazonaws.com'}/{settings.bucket}"
+        self.settings = settings
+        self.client = client
+        self._quoted = quoted
+
+    @staticmethod
+    def open(settings: S3Settings) -> S3Store:
+        """Return the bucket for the log: patient timeouts."""
+        return S3Store(settings, _client(settings, settings.connect_timeout_s, settings.read_timeout_s))
+
+    @staticmethod
+    def quick(settings: S3Settings) -> S3Store:
+        """Return the bucket for lease records: an answer that comes late is worth nothing."""
+        return S3Store(settings, _client(settings, settings.quick_timeout_s, settings.quick_timeout_s))
+
+    def dialects(self) -> list[S3Store]:
+        """Return this bucket in all ways of speaking to it: some servers want ETags without quotes."""
+        return [self, S3Store(self.settings, self.client, quoted=False)]
+
+    def get(self, key: str, range: Range | None = None) -> Object | None:
+        """See `ObjectStore.get`."""
+        extra = {} if range is None else {"Range": _range_header(range)}
+        return self._read(lambda: self._get(key, extra), key)
+
+    def head(self, key: str) -> Object | None:
+        """See `ObjectStore.head`."""
+
+        def ask() -> Object:
+            answer = self.client.head_object(Bucket=self.settings.bucket, Key=key)
+            return Object(key, b"", answer["ContentLength"], answer["ETag"], _metadata(answer))
+
+        return self._read(ask, key)
+
+    def put(
+        self,
+        key: str,
+        body: bytes,
+        *,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+        metadata: Mapping[str, str] = NO_METADATA,
+        sha256: bytes | None = None,
+    ) -> str:
+        """See `ObjectStore.put`."""
+        extra: dict[str, str] = {}
+        if if_none_match:
+            extra["IfNoneMatch"] = "*"
+        if if_match is not None:
+            extra["IfMatch"] = self._etag(if_match)
+        digest = hashlib.sha256(body).digest() if sha256 is None else sha256
+        try:
+            answer = self.client.put_object(
+                Bucket=self.settings.bucket, Key=key, Body=body, Metadata=dict(metadata),
+                ChecksumSHA256=base64.b64encode(digest).decode(), **extra,
+            )  # fmt: skip
+        except (ClientError, BotoCoreError) as error:
+            raise self._reaction(error, f"PUT {key}", conditional=bool(extra)) from error
+        return str(answer["ETag"])
+
+    def delete(self, key: str, if_match: str | None = None) -> None:
+        """See `ObjectStore.delete`."""
+        extra = {} if if_match is None else {"IfMatch": self._etag(if_match)}
+        try:
+            self.client.delete_object(Bucket=self.settings.bucket, Key=key, **extra)
+        except (ClientError, BotoCoreError) as error:
+            raise self._reaction(error, f"DELETE {key}", conditional=bool(extra)) from error
+
+    def list(self, prefix: str, *, start_after: str = "", limit: int | None = None) -> Iterator[Object]:
+        """See `ObjectStore.list`."""
+        left = limit
+        more: dict[str, Any] = {"StartAfter": start_after} if start_after else {}
+        while left is None or left > 0:
+            page = self._page(prefix, more, _PAGE if left is None else min(left, _PAGE))
+            for entry in page.get("Contents", [])[:left]:
+                yield Object(entry["Key"], b"", entry["Size"], entry["ETag"])
+            if left is not None:
+                left -= len(page.get("Contents", []))
+            if not page.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.client.close()
+
+    def _page(self, prefix: str, more: dict[str, Any], size: int) -> dict[str, Any]:
+        def ask() -> dict[str, Any]:
+            answer: dict[str, Any] = self.client.list_objects_v2(
+                Bucket=self.settings.bucket, Prefix=prefix, MaxKeys=size, **more
+            )
+            return answer
+
+        page = self._read(ask, prefix)
+        if page is None:
+            raise _no_bucket(self.settings.bucket)
+        return page
+
+    def _get(self, key: str, extra: dict[str, str]) -> Object:
+        try:
+            answer = self.client.get_object(Bucket=self.settings.bucket, Key=key, **extra)
+        except ClientError as error:
+            # An empty object has no range at all, and says so in place of answering.
+            if _status(error) == 416 and extra:
+                return self._get(key, {})
+            raise
+        body = answer["Body"].read()
+        if len(body) != answer["ContentLength"]:
+            raise Unavailable(f"GET {key} ended after {len(body)} of {answer['ContentLength']} bytes")
+        whole = answer.get("ContentRange", "").rpartition("/")[2]
+        size = int(whole) if whole.isdecimal() else len(body)
+        return Object(key, body, size, answer["ETag"], _metadata(answer))
+
+    def _read(self, ask: Callable[[], T], key: str) -> T | None:
+        """Ask, again if the answer was lost; None if the object does not exist."""
+        for turn in range(1, _READ_TRIES + 1):
+            try:
+                return ask()
+            except (ClientError, BotoCoreError) as error:
+                if _status(error) == 404 and _code(error) != "NoSuchBucket":
+                    return None
+                reaction = self._reaction(error, f"read {key}", conditional=False)
+                if turn == _READ_TRIES or not isinstance(reaction, Unavailable):
+                    raise reaction from error
+            except Unavailable:
+                if turn == _READ_TRIES:
+                    raise
+            time.sleep(_READ_PAUSE_S * turn)
+        raise AssertionError("the last try returns or raises")
+
+    def _etag(self, etag: str) -> str:
+        return etag if self._quoted else etag.strip('"')
+
+    def _reaction(self, error: Exception, what: str, *, conditional: bool) -> MirrorError:
+        """Translate what boto3 raised into what is to be done about it."""
+        told = f"{what} on {self.name}: {error}"
+        status, code = _status(error), _code(error)
+        if status is None:
+            if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+                return ConfigError(told, hint="set sync.ca_file to the certificate authority of the store")
+            if isinstance(error, _NO_ANSWER):
+                return Unavailable(told)
+            return ConfigError(told, hint="set sync.access_key and sync.secret_key, and check sync.endpoint")
+        if status == 412 or (status == 404 and conditional and code != "NoSuchBucket"):
+            return Conflict(told)
+        if code in _DAMAGED:
+            return Corrupt(told)
+        if code == "NoSuchBucket" or status == 404:
+            return _no_bucket(self.settings.bucket)
+        if status in (409, 429) or status >= 500 or code in _TRANSIENT:
+            return Unavailable(told)
+        if code == "RequestTimeTooSkewed":
+            return ConfigError(told, hint="set this box's clock: its time differs too much from the store's")
+        return ConfigError(told, hint="check sync.bucket, sync.endpoint, sync.region, sync.access_key, sync.secret_key")
+
+
+def _client(settings: S3Settings, connect_timeout_s: float, read_timeout_s: float) -> Any:
+    config = Config(
+        s3={"addressing_style": "path" if settings.endpoint else "auto"},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        connect_timeout=connect_timeout_s,
+        read_timeout=read_timeout_s,
+        max_pool_connections=8,
+    )
+    try:
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=settings.endpoint or None,
+            region_name=settings.region,
+            aws_access_key_id=settings.access_key or None,
+            aws_secret_access_key=settings.secret_key or None,
+            verify=settings.ca_file or None,
+            config=config,
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"sync.endpoint is {settings.endpoint!r}: {error}",
+            hint="use https://HOST:PORT, or leave it out for Amazon S3",
+        ) from error
+
+
+def together(calls: Sequence[Callable[[], str]]) -> list[str | BaseException]:
+    """Run calls in a thread each and return what each returned or raised; see `mirror.store.Together`."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        futures = [pool.submit(call) for call in calls]
+        return [future.exception() or future.result() for future in futures]
+
+
+def _status(error: Exception) -> int | None:
+    """Return the HTTP status of an answer, or None if there was no answer."""
+    if not isinstance(error, ClientError):
+        return None
+    status: int | None = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status
+
+
+def _code(error: Exception) -> str:
+    return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
+
+
+def _no_bucket(bucket: str) -> ConfigError:
+    return ConfigError(f"bucket {bucket!r} does not exist", hint="create it, or set sync.bucket to one that exists")
+
+
+def _metadata(answer: dict[str, Any]) -> dict[str, str]:
+    return {k.lower(): v for k, v in answer.get("Metadata", {}).items()}
+
+
+def _range_header(range: Range) -> str:
+    start, stop = range
+    if start < 0:
+        assert stop is None
+        return f"bytes={start}"
+    return f"bytes={start}-" if stop is None else f"bytes={start}-{stop - 1}"

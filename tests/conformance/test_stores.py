@@ -1,0 +1,423 @@
+"""One suite for every store: what `ObjectStore` promises, held against the reference and real servers."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import msgspec
+import pytest
+from botocore.awsrequest import AWSResponse
+from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
+from botocore.httpsession import URLLib3Session
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mirror.errors import ConfigError, Conflict, Corrupt, Unavailable
+from mirror.io.s3 import S3Settings, S3Store, together
+from mirror.store import MemoryStore, ObjectStore, probe
+from tests.conformance import servers
+
+STORES = ["memory", "moto", "weed", "weed-tls"]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], S3Settings]]:
+    """Start each server once, when it is first asked for."""
+    with ExitStack() as running:
+        known: dict[str, S3Settings] = {}
+
+        def place(kind: str) -> S3Settings:
+            if kind not in known:
+                folder = tmp_path_factory.mktemp(kind)
+                start = {
+                    "moto": servers.moto,
+                    "weed": lambda: servers.weed(folder),
+                    "weed-tls": lambda: servers.weed(folder, tls=True),
+                    "localbucket": lambda: servers.localbucket(folder),
+                }
+                known[kind] = running.enter_context(start[kind]())
+            return known[kind]
+
+        yield place
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest, places: Callable[[str], S3Settings]) -> Iterator[ObjectStore]:
+    if request.param == "memory":
+        yield MemoryStore()
+        return
+    opened = S3Store.open(places(request.param))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def at() -> str:
+    return f"{uuid.uuid4().hex}/"
+
+
+def test_an_object_comes_back_with_its_metadata_and_an_absent_one_is_none(store: ObjectStore, at: str):
+    etag = store.put(f"{at}k", b"body", metadata={"chain": "0a", "sha256": "ff"})
+    found = store.get(f"{at}k")
+    assert found is not None
+    assert (found.body, found.size, found.etag) == (b"body", 4, etag)
+    assert dict(found.metadata) == {"chain": "0a", "sha256": "ff"}
+    head = store.head(f"{at}k")
+    assert head is not None
+    assert (head.body, head.size, head.etag, dict(head.metadata)) == (b"", 4, etag, dict(found.metadata))
+    assert store.get(f"{at}absent") is None
+    assert store.head(f"{at}absent") is None
+    assert store.get(f"{at}absent", (-4, None)) is None
+
+
+@pytest.mark.parametrize(
+    ("range", "wanted"),
+    [((0, 3), b"012"), ((3, None), b"3456789"), ((-3, None), b"789"), ((-99, None), b"0123456789"), ((8, 99), b"89")],
+)
+def test_a_range_is_cut_as_a_slice_is(store: ObjectStore, at: str, range: Any, wanted: bytes):
+    store.put(f"{at}k", b"0123456789")
+    found = store.get(f"{at}k", range)
+    assert found is not None
+    assert (found.body, found.size) == (wanted, 10)
+
+
+def test_the_tail_of_an_empty_object_is_empty(store: ObjectStore, at: str):
+    store.put(f"{at}k", b"")
+    found = store.get(f"{at}k", (-8, None))
+    assert found is not None
+    assert (found.body, found.size) == (b"", 0)
+
+
+def test_a_name_is_created_once(store: ObjectStore, at: str):
+    store.put(f"{at}k", b"first", if_none_match=True)
+    with pytest.raises(Conflict):
+        store.put(f"{at}k", b"second", if_none_match=True)
+    found = store.get(f"{at}k")
+    assert found is not None
+    assert found.body == b"first"
+
+
+def test_a_record_is_replaced_only_by_who_saw_its_last_state(store: ObjectStore, at: str):
+    first = store.put(f"{at}k", b"1", if_none_match=True)
+    second = store.put(f"{at}k", b"2", if_match=first)
+    for stale in (first, '"00000000000000000000000000000000"'):
+        with pytest.raises(Conflict):
+            store.put(f"{at}k", b"3", if_match=stale)
+    with pytest.raises(Conflict):
+        store.put(f"{at}absent", b"4", if_match=second)
+    found = store.get(f"{at}k")
+    assert found is not None
+    assert (found.body, found.etag) == (b"2", second)
+    assert store.get(f"{at}absent") is None
+
+
+def test_a_delete_by_a_stale_etag_deletes_nothing(store: ObjectStore, at: str):
+    stale = store.put(f"{at}k", b"1")
+    fresh = store.put(f"{at}k", b"2")
+    with pytest.raises(Conflict):
+        store.delete(f"{at}k", if_match=stale)
+    assert store.head(f"{at}k") is not None
+    store.delete(f"{at}k", if_match=fresh)
+    assert store.head(f"{at}k") is None
+    store.delete(f"{at}k")  # an absent object is no error
+
+
+def test_of_racing_creates_exactly_one_wins(store: ObjectStore, at: str):
+    for turn in range(5):
+        key = f"{at}{turn}"
+        bodies = [f"racer {i}" for i in range(12)]
+        answers = together(
+            [lambda body=body, key=key: (store.put(key, body.encode(), if_none_match=True), body)[1] for body in bodies]
+        )
+        won = [a for a in answers if isinstance(a, str)]
+        assert all(isinstance(a, Conflict) for a in answers if not isinstance(a, str))
+        found = store.get(key)
+        assert found is not None
+        assert [found.body.decode()] == won
+
+
+def test_of_racing_replaces_none_is_lost(store: ObjectStore, at: str):
+    store.put(f"{at}n", b"0")
+
+    def count() -> str:
+        accepted = 0
+        while accepted < 3:
+            found = store.get(f"{at}n")
+            assert found is not None
+            try:
+                store.put(f"{at}n", str(int(found.body) + 1).encode(), if_match=found.etag)
+                accepted += 1
+            except Conflict:
+                continue
+        return str(accepted)
+
+    answers = together([count] * 8)
+    found = store.get(f"{at}n")
+    assert found is not None
+    assert int(found.body) == sum(int(str(a)) for a in answers) == 24
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sets(st.text("ab0-.Z_~", min_size=1, max_size=4).filter(lambda n: n.strip(".")), max_size=8), st.data())
+def test_listing_is_in_byte_order_after_a_name_up_to_a_limit(store: ObjectStore, names: set[str], data: st.DataObject):
+    at = f"{uuid.uuid4().hex}/"
+    for name in names:
+        store.put(at + name, b"x")
+    ordered = sorted(names, key=str.encode)
+    assert [o.key for o in store.list(at)] == [at + n for n in ordered]
+    if ordered:
+        after = data.draw(st.sampled_from(ordered))
+        limit = data.draw(st.integers(0, 5))
+        wanted = [at + n for n in ordered if n.encode() > after.encode()][:limit]
+        assert [o.key for o in store.list(at, start_after=at + after, limit=limit)] == wanted
+
+
+def test_a_listing_longer_than_a_page_has_every_name_once(store: ObjectStore, at: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mirror.io.s3._PAGE", 3)
+    keys = [f"{at}{i:020d}" for i in range(10)]
+    for key in keys:
+        store.put(key, b"x")
+    assert [o.key for o in store.list(at)] == keys
+    assert [o.key for o in store.list(at, limit=7)] == keys[:7]
+    assert [o.key for o in store.list(at, start_after=keys[4])] == keys[5:]
+
+
+def test_a_rightful_checksum_is_accepted(store: ObjectStore, at: str):
+    store.put(f"{at}k", b"body", sha256=hashlib.sha256(b"body").digest())
+
+
+def test_the_probe_finds_nothing_against_the_store_and_leaves_nothing_behind(store: ObjectStore, at: str):
+    dialects = store.dialects() if isinstance(store, S3Store) else [store]
+    report = probe(dialects, at, "token", together)
+    report.refuse()
+    unmet = {c.name for c in report.checks if not c.ok}
+    assert unmet <= {"upload-checksum"}, report
+    assert report.dialect == 0
+    assert list(store.list(at)) == []
+
+
+@pytest.mark.parametrize("kind", ["weed", "weed-tls"])
+def test_a_wrong_checksum_is_refused_by_a_store_that_checks(places: Callable[[str], S3Settings], kind: str, at: str):
+    store = S3Store.open(places(kind))
+    with pytest.raises(Corrupt):
+        store.put(f"{at}k", b"body", sha256=hashlib.sha256(b"other").digest())
+    assert store.head(f"{at}k") is None
+
+
+@pytest.mark.parametrize("kind", ["weed", "weed-tls"])
+def test_wrong_credentials_and_buckets_are_for_the_operator(places: Callable[[str], S3Settings], kind: str, at: str):
+    right = places(kind)
+    for wrong in ({"secret_key": "wrongwrong"}, {"access_key": "nobody"}, {"bucket": "no-such-bucket"}):
+        store = S3Store.open(msgspec.structs.replace(right, **wrong))
+        for act in (
+            lambda s=store: s.put(f"{at}k", b"x", if_none_match=True),
+            lambda s=store: s.put(f"{at}k", b"x"),
+            lambda s=store: list(s.list(at)),
+        ):
+            with pytest.raises(ConfigError) as raised:
+                act()
+            assert raised.value.hint
+    stranger = S3Store.open(msgspec.structs.replace(right, secret_key="wrongwrong"))
+    assert probe([S3Store.open(right)], at, "token", together, stranger).ok("authenticates")
+
+
+def test_a_certificate_of_an_unknown_authority_is_for_the_operator(places: Callable[[str], S3Settings]):
+    store = S3Store.open(msgspec.structs.replace(places("weed-tls"), ca_file=""))
+    with pytest.raises(ConfigError) as raised:
+        store.head("k")
+    assert "ca_file" in raised.value.hint
+
+
+def test_nobody_listening_is_unavailable_for_reads_and_writes():
+    store = S3Store.open(
+        S3Settings(bucket="b-b", endpoint=f"http://127.0.0.1:{servers.free_ports(1)}", access_key="a", secret_key="b")
+    )
+    with pytest.raises(Unavailable):
+        store.put("k", b"x", if_none_match=True)
+    with pytest.raises(Unavailable):
+        store.head("k")
+
+
+def test_an_endpoint_or_bucket_that_is_none_is_refused_with_an_example():
+    with pytest.raises(ConfigError, match=r"sync\.endpoint"):
+        S3Store.open(S3Settings(bucket="b-b", endpoint="nonsense"))
+    for url in ("acme-mirror/plantA", "http://x/y", "s3://"):
+        with pytest.raises(ConfigError, match="s3://acme-mirror/plantA"):
+            S3Settings.parse(url)
+    assert S3Settings.parse("s3://acme/plantA/x/", region="eu").prefix == "plantA/x"
+
+
+def test_the_probe_refuses_a_store_that_ignores_conditions(places: Callable[[str], S3Settings], at: str):
+    store = S3Store.open(places("localbucket"))
+    report = probe(store.dialects(), at, "token", together)
+    assert not report.ok("replace-if-match")
+    with pytest.raises(ConfigError) as raised:
+        report.refuse()
+    assert "stale ETag was accepted" in str(raised.value)
+    assert raised.value.hint
+
+
+class CheckThenWrite(MemoryStore):
+    """Looks whether the name is free, then writes without holding it: right alone, wrong in a race."""
+
+    def __init__(self, parties: int) -> None:
+        super().__init__()
+        self.barrier = threading.Barrier(parties)
+
+    def put(self, key: str, body: bytes, **conditions: Any) -> str:
+        if conditions.get("if_none_match") and key in self.objects:
+            raise Conflict(key)
+        if conditions.get("if_match") is not None:
+            found = self.objects.get(key)
+            if found is None or found.etag != conditions["if_match"]:
+                raise Conflict(key)
+        self.meet()
+        return super().put(key, body, metadata=conditions.get("metadata", {}))
+
+    def meet(self) -> None:
+        """Let the racers stand between the look and the write together."""
+        if threading.current_thread() is not threading.main_thread():
+            self.barrier.wait(5)
+
+
+def test_the_probe_finds_a_store_that_checks_and_writes_in_two_steps():
+    report = probe([CheckThenWrite(8)], "p/", "token", together)
+    assert report.ok("create-once")
+    assert not report.ok("create-race")
+    with pytest.raises(ConfigError, match="racing creates"):
+        report.refuse()
+
+
+class Quoteless(MemoryStore):
+    """Compares If-Match with the ETag without its quotes, and answers ETags with them."""
+
+    def __init__(self, objects: dict[str, Any], *, quoted: bool) -> None:
+        super().__init__()
+        self.objects, self.quoted = objects, quoted
+
+    def put(self, key: str, body: bytes, *, if_match: str | None = None, **rest: Any) -> str:
+        if if_match is not None and self.quoted:
+            raise Conflict(key)
+        return super().put(key, body, if_match=if_match, **rest)
+
+
+def test_the_probe_finds_the_dialect_that_works():
+    objects: dict[str, Any] = {}
+    report = probe([Quoteless(objects, quoted=True), Quoteless(objects, quoted=False)], "p/", "token", together)
+    report.refuse()
+    assert report.dialect == 1
+
+
+# Faults between here and the server, injected below the signature.
+
+
+@pytest.fixture
+def faulty(places: Callable[[str], S3Settings]) -> Iterator[tuple[S3Store, Callable[..., list[str]]]]:
+    """A store on moto, and a function that makes one operation fail."""
+    store = S3Store.open(places("moto"))
+
+    def inject(operation: str, fault: Callable[[Any], Any]) -> list[str]:
+        sent: list[str] = []
+
+        def hook(request: Any, **_: Any) -> Any:
+            sent.append(request.url)
+            return fault(request)
+
+        store.client.meta.events.register_last(f"before-send.s3.{operation}", hook)
+        return sent
+
+    yield store, inject
+    store.close()
+
+
+def answer(status: int, code: str) -> Callable[[Any], AWSResponse]:
+    class Raw:
+        def stream(self, *_: Any, **__: Any) -> Iterator[bytes]:
+            yield f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
+
+    return lambda request: AWSResponse(request.url, status, {}, Raw())
+
+
+def lost(request: Any) -> None:
+    """The server does it; its answer never arrives."""
+    URLLib3Session().send(request)
+    raise ReadTimeoutError(endpoint_url=request.url)
+
+
+def unsent(request: Any) -> None:
+    raise ConnectTimeoutError(endpoint_url=request.url)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (answer(409, "ConditionalRequestConflict"), Unavailable),
+        (answer(412, "PreconditionFailed"), Conflict),
+        (answer(429, "TooManyRequests"), Unavailable),
+        (answer(500, "InternalError"), Unavailable),
+        (answer(503, "SlowDown"), Unavailable),
+        (answer(400, "RequestTimeout"), Unavailable),
+        (answer(400, "BadDigest"), Corrupt),
+        (answer(403, "AccessDenied"), ConfigError),
+        (answer(403, "RequestTimeTooSkewed"), ConfigError),
+        (answer(404, "NoSuchBucket"), ConfigError),
+        (unsent, Unavailable),
+        (lost, Unavailable),
+    ],
+)
+def test_each_answer_to_a_create_is_one_reaction_and_nothing_is_repeated(faulty: Any, at: str, fault: Any, error: Any):
+    store, inject = faulty
+    sent = inject("PutObject", fault)
+    with pytest.raises(error):
+        store.put(f"{at}k", b"x", if_none_match=True)
+    assert len(sent) == 1
+
+
+def test_a_create_whose_answer_was_lost_is_found_by_reading_back(faulty: Any, at: str):
+    store, inject = faulty
+    inject("PutObject", lost)
+    with pytest.raises(Unavailable):
+        store.put(f"{at}k", b"mine", if_none_match=True)
+    found = store.get(f"{at}k")
+    assert found is not None
+    assert found.body == b"mine"
+
+
+def test_a_replace_of_a_record_that_is_gone_is_a_conflict(faulty: Any, at: str):
+    store, inject = faulty
+    inject("PutObject", answer(404, "NoSuchKey"))
+    with pytest.raises(Conflict):
+        store.put(f"{at}k", b"x", if_match='"00"')
+
+
+def test_a_read_is_repeated_until_the_answer_comes(faulty: Any, at: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mirror.io.s3._READ_PAUSE_S", 0.0)
+    store, inject = faulty
+    store.put(f"{at}k", b"x")
+    faults: list[Any] = [answer(500, "InternalError"), unsent]
+    sent = inject("GetObject", lambda request: faults.pop()(request) if faults else None)
+    found = store.get(f"{at}k")
+    assert found is not None
+    assert (found.body, len(sent)) == (b"x", 3)
+
+
+def test_a_read_that_is_never_answered_is_unavailable_in_the_end(faulty: Any, at: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mirror.io.s3._READ_PAUSE_S", 0.0)
+    store, inject = faulty
+    sent = inject("HeadObject", answer(503, ""))
+    with pytest.raises(Unavailable):
+        store.head(f"{at}k")
+    assert len(sent) == 3
+
+
+def test_lease_records_have_a_client_of_their_own_with_short_timeouts(places: Callable[[str], S3Settings]):
+    place = places("moto")
+    patient, quick = S3Store.open(place), S3Store.quick(place)
+    assert quick.client is not patient.client
+    assert quick.client.meta.config.read_timeout == place.quick_timeout_s < patient.client.meta.config.read_timeout
+    assert quick.client.meta.config.retries["total_max_attempts"] == 1
