@@ -272,7 +272,8 @@ class Sampler:
     # Subscriptions
 
     def _subscribed(self, event: Subscribed) -> list[Effect]:
-        effects = self._stop()
+        effects = [] if event.resumed else self._stop()
+        self._clear()  # what is held was never acknowledged: on a resume it comes again
         self.subscription = event.subscription
         here = self.position
         if event.resumed:
@@ -302,12 +303,15 @@ class Sampler:
                 number = after(number)
             effects = self._release(final=True)
         effects += self._end_overflow()
+        self._clear()
+        return effects
+
+    def _clear(self) -> None:
         self._held.clear()
         self._missing.clear()
         self._asked.clear()
         self._alive, self._break, self._mode, self._hole_age = None, None, _Mode.LIVE, 0
         self.expected = self.subscription = 0
-        return effects
 
     def _begin(self, ticks: int) -> list[Effect]:
         """Start the covered interval at the first time a new subscription tells; open the gap before it."""

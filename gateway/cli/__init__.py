@@ -1,1 +1,100 @@
-"""The verbs of the command `edgemirror`, one file for each family."""
+"""The verbs of the command `edgemirror`, one file for each family.
+
+A verb's module is imported only when that verb runs, so that `edgemirror version` does not wait for
+numpy and the store's client.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable
+
+Verb = Callable[[argparse.Namespace], int]
+
+#: Name, module and function, one line of help.
+VERBS: tuple[tuple[str, str, str], ...] = (
+    ("run", "gateway.cli.run:run", "mirror the configured servers until told to stop"),
+    ("status", "gateway.cli.look:status", "say what this gateway holds, claims, misses and has pushed"),
+    ("tail", "gateway.cli.look:tail", "print samples as they become durable"),
+    ("sql", "gateway.cli.look:sql", "query the journal; every sample is a row of the table `samples`"),
+    ("export", "gateway.cli.look:export", "write the journal as a plain SQLite file"),
+    ("verify", "gateway.cli.verify:verify", "prove the bucket: names, signatures, hashes, digests, coverage"),
+    ("demo", "gateway.cli.demo:demo", "mirror a simulated plant on this machine and check the result"),
+    ("version", "gateway.cli.look:version", "print the versions of this program and of what it stands on"),
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    root = argparse.ArgumentParser(
+        prog="edgemirror", description="An exact, provable mirror of what factory devices say."
+    )
+    verbs = root.add_subparsers(required=True, metavar="VERB")
+    for name, target, text in VERBS:
+        sub = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(verb=_later(target))
+        sub.add_argument("--json", action="store_true", help="print JSON instead of text")
+        _ARGUMENTS[name](sub)
+    return root
+
+
+def _later(target: str) -> Verb:
+    def run(options: argparse.Namespace) -> int:
+        module, _, function = target.partition(":")
+        verb: Verb = getattr(importlib.import_module(module), function)
+        return verb(options)
+
+    return run
+
+
+def _config(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("-c", "--config", default="gateway.toml", metavar="FILE", help="default: %(default)s")
+
+
+def _journal(sub: argparse.ArgumentParser) -> None:
+    _config(sub)
+    sub.add_argument("--journal", metavar="FILE", help="a journal file, instead of the configured one")
+
+
+def _tail(sub: argparse.ArgumentParser) -> None:
+    _journal(sub)
+    sub.add_argument("tag", nargs="*", help="only tags whose path or node contains one of these texts")
+    sub.add_argument("-n", "--lines", type=int, default=0, metavar="N", help="end after N samples; 0: never")
+    sub.add_argument("--from-start", action="store_true", help="begin with the oldest sample, not with the next")
+
+
+def _sql(sub: argparse.ArgumentParser) -> None:
+    _journal(sub)
+    sub.add_argument("query", nargs="?", help="one SQL statement; without it, statements are read line by line")
+
+
+def _export(sub: argparse.ArgumentParser) -> None:
+    _journal(sub)
+    sub.add_argument("out", help="the file to write; it must not exist")
+
+
+def _verify(sub: argparse.ArgumentParser) -> None:
+    _config(sub)
+    sub.add_argument("--from", dest="start", type=int, default=0, metavar="SEQ", help="first segment to look at")
+    sub.add_argument("--headers", action="store_true", help="check the chain only, do not read the samples")
+
+
+def _demo(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--seconds", type=float, default=30.0, help="how long to mirror; default: %(default)s")
+
+
+def _nothing(sub: argparse.ArgumentParser) -> None:
+    del sub
+
+
+_ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    "run": _config,
+    "status": _journal,
+    "tail": _tail,
+    "sql": _sql,
+    "export": _export,
+    "verify": _verify,
+    "demo": _demo,
+    "version": _nothing,
+}
