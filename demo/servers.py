@@ -162,6 +162,7 @@ class Server:
     """
 
     ports_needed = 1
+    pipes = False
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -176,6 +177,9 @@ class Server:
         """Return the command line and additional environment for the present ports."""
         raise NotImplementedError
 
+    def started(self, process: Process) -> None:
+        """Take note of a new process, before anything waits for it."""
+
     def is_ready(self) -> bool:
         """Tell whether the server does what it is for."""
         raise NotImplementedError
@@ -188,7 +192,8 @@ class Server:
             if fresh:
                 self.ports = free_ports(self.ports_needed)
             command, env = self.command()
-            self.process = Process(command, self.folder, type(self).__name__.lower(), env)
+            self.process = Process(command, self.folder, type(self).__name__.lower(), env, self.pipes)
+            self.started(self.process)
             try:
                 self.process.ready(self.is_ready)
                 return self
