@@ -321,3 +321,24 @@ def equal(a: Batch, b: Batch) -> bool:
 _PLAIN_COLUMNS = (
     "handle", "source_ticks", "server_ticks", "source_ps", "server_ps", "status", "flags", "kind",
 )  # fmt: skip
+
+
+def subtract(batch: Batch, other: Batch) -> Batch:
+    """Return the rows of `batch` whose sample (tag, source time, status, value) does not occur in `other`.
+
+    Server times are not compared: a historian may keep the source's stamp only.
+    """
+    if not len(batch) or not len(other):
+        return batch
+    known = set(zip(*_sample_columns(other), strict=True))
+    keep = np.fromiter((s not in known for s in zip(*_sample_columns(batch), strict=True)), np.bool_, len(batch))
+    return take(batch, np.flatnonzero(keep))
+
+
+def _sample_columns(batch: Batch) -> list[list[object]]:
+    """Return what makes a sample the same sample, as Python columns: rare work, on short intervals."""
+    values: list[object] = batch.bits.tolist()
+    for row in np.flatnonzero(IN_HEAP[batch.kind]).tolist():
+        values[row] = batch.heap[int(batch.bits[row])]
+    plain = (batch.handle, batch.source_ticks, batch.source_ps, batch.status, batch.kind, batch.flags & SOURCE_NULL)
+    return [*(column.tolist() for column in plain), values]
