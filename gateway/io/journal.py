@@ -7,7 +7,8 @@ state rows that are due. When `Journal.transaction()` has ended without an error
 
 The rule that makes the state safe: a row of `state` names the chunk through which it is complete, and
 `state_mark` the chunk through which all rows are. State is rows plus the replay of later chunks, so it
-never matters how far the flush had come when the power went.
+never matters how far the flush had come when the power went. Batches enter the state in memory only
+when their transaction has committed, so there is nothing to undo when one fails.
 
 What this module does not do: decide what to store or when to commit (`gateway.sampler`, the runtime),
 or say what was pushed (`mirror.coverage.Promise`, from the verified chain).
@@ -15,94 +16,209 @@ or say what was pushed (`mirror.coverage.Promise`, from the verified chain).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any
 
-if TYPE_CHECKING:
-    from mirror.batch import Batch
-    from mirror.coverage import Closure, Coverage, Gap, Promise, Stream
-    from mirror.state import State
-    from mirror.tags import Tag, TagTable
+import apsw
+import msgspec
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from numpy.typing import NDArray
 
+from gateway.io import datadir
+from gateway.io.reader import Backlog, ChainRow, ChunkRow, JournalReader, read_epoch
+from mirror import chunk
+from mirror.batch import SOURCE_NULL, Batch
+from mirror.coverage import Closure, Coverage, Gap, IntervalSet, Promise, Stream
+from mirror.errors import Corrupt, Unavailable
+from mirror.io.sqlite import (
+    STRUCTURES,
+    TAG_COLUMNS,
+    check,
+    connect,
+    encode_structures,
+    migrate,
+    reaction,
+    reactions,
+    read_state,
+    read_structures,
+    read_tags,
+)
+from mirror.schema import STATE_COLUMNS, state_rows
+from mirror.state import State
+from mirror.tags import Tag, TagTable
+from mirror.variant import Structure
 
-class ChunkRow(NamedTuple):
-    """One chunk as stored: rows of one stream, timeline and origin published in (pub_from, pub_to]."""
+__all__ = ["Backlog", "ChainRow", "ChunkRow", "Journal", "JournalReader"]
 
-    seq: int
-    stream: str
-    timeline: str
-    pub_from: int
-    pub_to: int
-    origin: str
-    n: int
-    body: bytes  # mirror.chunk
+STATE_ROWS_MIN = 256  # state rows written along with a transaction when a flush is under way
+STATE_ROWS_MAX = 4_000  # and at most so many, or a commit would take too long
+WAL_PAGES = 1_000  # a WAL of so many pages (4 MiB) is due for a checkpoint
+CLOCK_AHEAD_MAX_S = 86_400  # receive times further in the future than this come from a clock that was wrong
 
-
-class ChainRow(NamedTuple):
-    """One verified segment of the log, as remembered here."""
-
-    seq: int
-    epoch: int
-    holder: str
-    incarnation: str
-    hash: str  # mirror.chain.chain_hash of the signed header, hex
-
-
-class Backlog(NamedTuple):
-    """What is journaled and covered and not yet in the promise."""
-
-    chunks: int
-    rows: int
-    size_bytes: int
-    oldest_s: float | None  # Unix seconds at which the oldest of them was received
+_INSERT_CHUNK = (
+    "INSERT INTO chunk (seq, lane, pub_from, pub_to, received_s, n, t0, t1, h0, h1, size, body)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_WRITE_STATE = (
+    f"INSERT OR REPLACE INTO state ({', '.join(STATE_COLUMNS)}) VALUES ({', '.join('?' * len(STATE_COLUMNS))})"
+)
+_WRITE_TAG = (
+    f"INSERT INTO tag (handle, {', '.join(TAG_COLUMNS)}) VALUES (?, {', '.join('?' * len(TAG_COLUMNS))})"
+    f" ON CONFLICT (handle) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in TAG_COLUMNS)}"
+)
+_OF_KEY = "stream = ? AND timeline = ? AND origin = ? AND grade = ?"
 
 
 class Journal:
     """The one writer. Not safe for use by two threads at once.
 
     Attributes:
+        path: The file.
         state: Current value of every tag: the fold of all committed chunks.
-        tags: All tags ever added, by handle.
+        tags: All committed tags, by handle.
+        structures: Structure definitions by source.
+        committed: Sequence number of the newest committed chunk; 0 if there is none.
+        wal_pages: Pages in the write-ahead log that are not yet in the file, as far as known.
     """
 
-    state: State
-    tags: TagTable
+    def __init__(
+        self,
+        db: apsw.Connection,
+        lock: int,
+        path: Path,
+        replica: str,
+        state_period_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        """Take over an open connection and the lock; use `Journal.open`."""
+        self.path = path
+        self.tags: TagTable = read_tags(db)
+        self.state: State = read_state(db)
+        self.structures: dict[str, dict[str, Structure]] = read_structures(db)
+        self.wal_pages = 0
+        self._db = db
+        self._lock = lock
+        self._replica = replica
+        self._clock = clock
+        self._period_s = state_period_s
+        self._mark: int = db.execute("SELECT chunk FROM state_mark").get
+        last: Any = db.execute("SELECT seq, received_s FROM chunk ORDER BY seq DESC LIMIT 1").fetchone()
+        newest, received = last or (0, 0)
+        self.committed: int = max(newest, self._mark)
+        self._received_s: int = received
+        self._trim_after = 0
+        # Tags whose row is older than their value: everything that chunks after the mark may have changed.
+        self._dirty: NDArray[np.bool_] = np.ones(len(self.tags), np.bool_) & (self.committed > self._mark)
+        self._sweep: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._sweep_at = 0
+        self._sweep_mark = self._mark
+        self._swept_s = self._flushed_s = time.monotonic()
+        self._lanes: dict[tuple[str, str, str], int] = {}
+        self._joined: dict[tuple[str, str, str, str, str], tuple[int, int]] = {}
+        self._open = False
+        self._begin()
+        db.set_wal_hook(self._on_wal)
 
     @classmethod
     def open(
-        cls, path: Path, *, replica: str, state_period_s: float = 1.0, vfs: str = "", clock: Callable[[], float] = ...
+        cls,
+        path: Path,
+        *,
+        replica: str,
+        state_period_s: float = 1.0,
+        vfs: str = "",
+        clock: Callable[[], float] = time.time,
     ) -> Journal:
         """Lock the directory of `path`, bring the schema up to date, load tags and state.
 
+        Args:
+            path: The file; its directory is made if it is missing, readable for its owner alone.
+            replica: Name of this replica.
+            state_period_s: Every changed state row is written about once in so many seconds.
+            vfs: Name of another registered SQLite VFS.
+            clock: Wall clock, Unix seconds.
+
         Raises:
-            ConfigError: another process holds the directory, SQLite is too old, the file is newer than
-                this program, or it may not be read.
-            Corrupt: the file is damaged.
+            ConfigError: Another process holds the directory, SQLite is too old, the file is newer than
+                this program or another program's, or it may not be read.
+            Corrupt: The file is damaged.
         """
-        raise NotImplementedError
+        lock = datadir.hold(path.parent)
+        try:
+            migrate(path)
+            db = connect(path, write=True, vfs=vfs)
+            try:
+                check(db, path)
+                with reactions(path):
+                    db.execute("PRAGMA journal_mode = WAL")
+                    db.execute("PRAGMA synchronous = FULL")
+                    db.wal_autocheckpoint(0)  # it would run inside some unlucky commit
+                    return cls(db, lock, path, replica, state_period_s, clock)
+            except BaseException:
+                db.close()
+                raise
+        except BaseException:
+            os.close(lock)
+            raise
 
     def close(self) -> None:
-        """Flush the whole state, checkpoint, and release the directory."""
+        """Write the whole state, checkpoint, release the directory. A second call does nothing."""
+        if self._lock < 0:
+            return
+        try:
+            # On a full disk the chunks are there all the same, and the state is replayed from them.
+            with suppress(Unavailable), self.transaction():
+                self.flush_state()
+            with reactions(self.path):
+                self._db.close()
+        finally:
+            os.close(self._lock)
+            self._lock = -1
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Commit everything done inside as one; on return it is on disk. Nothing is kept on an error.
 
-        Due state rows are written along (at most `STATE_ROWS_MAX` a transaction, all about once per
-        `state_period_s` as long as transactions come).
+        Due state rows are written along: at most STATE_ROWS_MAX, all of them about once in
+        `state_period_s` as long as transactions come.
 
         Raises:
-            Unavailable: disk full or I/O error; rolled back, the journal stays usable.
-            Corrupt: the file is damaged.
+            Unavailable: Disk full or I/O error; rolled back, the journal stays usable.
+            Corrupt: The file is damaged.
         """
-        yield
+        assert not self._open, "transactions do not nest"
+        db = self._db
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            self._open = True
+            yield
+            if not self._flushed:
+                self._flush_due()
+            db.execute("COMMIT")
+        except BaseException as error:
+            self._undo()
+            if isinstance(error, apsw.Error):
+                raise reaction(error, self.path) from error
+            raise
+        self._done()
 
     # All of these only inside a transaction.
 
     def append(
-        self, stream: str, timeline: str, pub_from: int, pub_to: int, origin: str, batch: Batch, body: bytes | None = None
+        self,
+        stream: str,
+        timeline: str,
+        pub_from: int,
+        pub_to: int,
+        origin: str,
+        batch: Batch,
+        body: bytes | None = None,
     ) -> int:
         """Store a batch as one chunk and return its sequence number.
 
@@ -115,154 +231,331 @@ class Journal:
             batch: At least one row; becomes part of `state` when the transaction has committed.
             body: `mirror.chunk.encode(batch)` if it was already made elsewhere.
         """
-        raise NotImplementedError
+        assert self._open
+        assert pub_from <= pub_to
+        n, handle = len(batch), batch.handle
+        h0, h1 = int(handle.min()), int(handle.max())
+        assert h1 < len(self.tags) + len(self._new_handles), "a tag is stored before its samples"
+        stamped = batch.source_ticks
+        if batch.flags.any():
+            stamped = stamped[batch.flags & np.uint8(SOURCE_NULL) == 0]
+        t0, t1 = (int(stamped.min()), int(stamped.max())) if len(stamped) else (None, None)
+        if body is None:
+            body = chunk.encode(batch)
+        seq = self.committed + len(self._pending) + 1
+        lane = self._lanes.get((stream, timeline, origin)) or self._lane(stream, timeline, origin)
+        received = self._received()
+        self._db.execute(_INSERT_CHUNK, (seq, lane, pub_from, pub_to, received, n, t0, t1, h0, h1, len(body), body))
+        self._pending.append(batch)
+        return seq
 
     def extend(self, coverage: Coverage) -> None:
         """Add an interval to the coverage; it joins what it touches of the same key and grade."""
+        self._join("coverage", coverage)
 
     def open_gap(self, gap: Gap) -> None:
         """Record a gap; recording it again changes nothing."""
+        assert self._open
+        tags = None if gap.tags is None else msgspec.json.encode(gap.tags).decode()
+        closed_by = None if gap.closed_by is None else str(gap.closed_by)
+        self._db.execute(
+            'INSERT INTO gap (id, stream, timeline, start, "end", tags, reason, closed_by, closed_reason)'
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+            (gap.id, gap.stream, gap.timeline, gap.start, gap.end, tags, str(gap.reason), closed_by, gap.closed_reason),
+        )
 
     def end_gap(self, gap_id: str, end: int) -> None:
-        """Set the publish time at which a gap ended; it stays open until it is closed."""
+        """Set the publish time at which a gap ended, unless it has one; it stays open until it is closed."""
+        assert self._open
+        self._db.execute('UPDATE gap SET "end" = ? WHERE id = ? AND "end" IS NULL', (end, gap_id))
 
     def close_gap(self, gap_id: str, closed_by: Closure, closed_reason: str = "") -> None:
         """Close a gap that has an end; a closed gap never changes again."""
+        assert self._open
+        assert self._db.execute('SELECT "end" IS NOT NULL FROM gap WHERE id = ?', (gap_id,)).get == 1, gap_id
+        self._db.execute(
+            "UPDATE gap SET closed_by = ?, closed_reason = ? WHERE id = ? AND closed_by IS NULL",
+            (str(closed_by), closed_reason, gap_id),
+        )
 
     def save_stream(self, stream: Stream) -> None:
         """Record a stream, or what the server revised of it."""
+        assert self._open
+        self._db.execute(
+            "INSERT INTO stream (id, source, axis, revised_publishing_ms, revised_queue_size, overflow_detectable)"
+            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET axis = excluded.axis,"
+            " revised_publishing_ms = excluded.revised_publishing_ms,"
+            " revised_queue_size = excluded.revised_queue_size, overflow_detectable = excluded.overflow_detectable",
+            (stream.id, stream.source, str(stream.axis), stream.revised_publishing_ms, stream.revised_queue_size,
+             int(stream.overflow_detectable)),
+        )  # fmt: skip
 
     def add_tags(self, tags: Sequence[Tag]) -> list[int]:
         """Return the handles of tags, storing new ones and new facts of known ones."""
-        raise NotImplementedError
+        assert self._open
+        handles: list[int] = []
+        rows: list[tuple[object, ...]] = []
+        for tag in tags:
+            identity = tag.identity
+            handle = self.tags.find(identity)
+            if handle is None:
+                handle = self._new_handles.setdefault(identity, len(self.tags) + len(self._new_handles))
+            elif self.tags[handle] == tag:
+                handles.append(handle)
+                continue
+            rows.append((handle, *msgspec.structs.astuple(tag)))
+            self._new_tags.append(tag)
+            handles.append(handle)
+        self._db.executemany(_WRITE_TAG, rows)
+        return handles
+
+    def set_structures(self, source: str, structures: Mapping[str, Structure]) -> None:
+        """Store a source's structure definitions, with which SQL shows its values readably."""
+        self.set_fact(STRUCTURES + source, encode_structures(structures))
+        self.structures[source] = dict(structures)
+
+    def set_fact(self, name: str, value: bytes) -> None:
+        """Store a named value."""
+        assert self._open
+        self._db.execute("INSERT OR REPLACE INTO fact (name, value) VALUES (?, ?)", (name, value))
 
     def save_session(self, source: str, secret: bytes) -> None:
         """Store what is needed to resume a source's session, encrypted; replaces the one before."""
+        assert self._open
+        nonce = os.urandom(12)
+        body = AESGCM(datadir.key(self.path.parent, make=True)).encrypt(nonce, secret, self._bound_to(source))
+        self._db.execute("INSERT OR REPLACE INTO session (source, nonce, body) VALUES (?, ?, ?)", (source, nonce, body))
 
     def drop_session(self, source: str) -> None:
         """Forget a source's session."""
+        assert self._open
+        self._db.execute("DELETE FROM session WHERE source = ?", (source,))
 
     def save_epoch(self, epoch: int, incarnation: str) -> None:
-        """Record the epoch about to be used; epochs only grow (asserted)."""
+        """Record the epoch about to be used; it is greater than the one before."""
+        assert self._open
+        assert epoch > self.epoch()[0], "epochs only grow"
+        self._db.execute("INSERT OR REPLACE INTO epoch (id, epoch, incarnation) VALUES (0, ?, ?)", (epoch, incarnation))
 
     def add_chain(self, row: ChainRow, claims: Sequence[Coverage] = ()) -> None:
-        """Append one verified segment of the log and what it promises."""
+        """Append one verified segment of the log and what it promises; the same again changes nothing."""
+        assert self._open
+        known = self._db.execute("SELECT hash FROM chain WHERE seq = ?", (row.seq,)).get
+        assert known in (None, row.hash), f"segment {row.seq} of a verified log cannot change"
+        self._db.execute(
+            "INSERT OR IGNORE INTO chain (seq, epoch, holder, incarnation, hash) VALUES (?, ?, ?, ?, ?)", row
+        )
+        for claim in claims:
+            self._join("promise", claim)
 
     def retract(self, claim: Coverage) -> None:
-        """Take a claim out of the promise, because its segment was found rotten."""
-
-    def set_fact(self, name: str, value: bytes) -> None:
-        """Store a named value, such as the structure definitions of a source."""
+        """Take a claim out of the promise, whatever its grade, because its segment was found rotten."""
+        assert self._open
+        self._joined.clear()
+        rows: Any = self._db.execute(
+            'SELECT grade, start, "end" FROM promise WHERE stream = ? AND timeline = ? AND origin = ?'
+            ' AND start < ? AND "end" > ?',
+            (*claim.key, claim.end, claim.start),
+        ).fetchall()
+        for grade, start, end in rows:
+            key = (*claim.key, grade)
+            self._db.execute(f"DELETE FROM promise WHERE {_OF_KEY} AND start = ?", (*key, start))
+            for left in ((start, claim.start), (claim.end, end)):
+                if left[0] < left[1]:
+                    self._db.execute("INSERT INTO promise VALUES (?, ?, ?, ?, ?, ?)", (*key, *left))
 
     def flush_state(self, limit: int | None = None) -> int:
-        """Write up to `limit` (None: all) due state rows; return how many are still due."""
-        raise NotImplementedError
+        """Write up to `limit` (None: all) state rows that are due; return how many then remain.
+
+        Rows carry the values as of the newest committed chunk; those of this transaction follow later.
+        """
+        assert self._open
+        if limit is None or self._sweep_at == len(self._sweep):
+            self._start_sweep()
+        end = len(self._sweep) if limit is None else min(self._sweep_at + limit, len(self._sweep))
+        handles = self._sweep[self._sweep_at : end]
+        if len(handles):
+            rows = state_rows(self.state.batch(handles), self.committed, self._structures_of)
+            self._db.executemany(_WRITE_STATE, rows)
+            self._flushed.append(handles)
+        self._sweep_at = end
+        if end == len(self._sweep) and self._sweep_mark > self._mark:
+            self._db.execute("UPDATE state_mark SET chunk = ?", (self._sweep_mark,))
+            self._new_mark = self._sweep_mark
+        return len(self._sweep) - end
 
     def trim(self, promise: Promise, *, keep_s: float, limit: int = 1000) -> int:
-        """Delete chunks that are promised AND were received more than `keep_s` ago.
+        """Delete chunks that are promised AND were received more than `keep_s` ago; return how many.
 
-        At most `limit` chunks are looked at; returns how many were deleted. Freed pages are used again,
-        the file does not shrink.
+        Looks at `limit` chunks at most and goes on from there the next time. Freed pages are used again;
+        the file does not shrink. A chunk that the state rows still need is kept.
         """
-        raise NotImplementedError
+        assert self._open
+        now = self._clock()
+        rows: Any = self._db.execute(
+            "SELECT seq, stream, timeline, origin, pub_from, pub_to, received_s FROM chunk JOIN lane ON lane.id = lane"
+            " WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
+            (self._trim_after, self._mark, limit),
+        ).fetchall()
+        pushed: dict[tuple[str, str, str], IntervalSet] = {}
+        trimmed: list[tuple[int]] = []
+        after = rows[-1][0] if len(rows) == limit else 0
+        for seq, stream, timeline, origin, pub_from, pub_to, received_s in rows:
+            if now - keep_s < received_s <= now:
+                after = 0
+                break
+            key = (stream, timeline, origin)
+            if key not in pushed:
+                pushed[key] = promise[key]
+            # Where nothing has a publish time the interval is empty; that is no promise.
+            if received_s <= now - keep_s and pushed[key].covers(min(pub_from, pub_to - 1), pub_to):
+                trimmed.append((seq,))
+        self._db.executemany("DELETE FROM chunk WHERE seq = ?", trimmed)
+        self._trim_after = after
+        return len(trimmed)
 
     # Outside of a transaction.
 
     def maintain(self) -> int:
-        """Checkpoint the WAL (PASSIVE) if it has grown enough; return the WAL pages not yet in the file.
+        """Checkpoint the WAL (PASSIVE) if it has grown enough; return its pages not yet in the file.
 
         Call it between transactions, after the acknowledgement. A figure that keeps growing means a
         reader that does not end.
         """
-        raise NotImplementedError
+        assert not self._open
+        if self.wal_pages >= WAL_PAGES:
+            with reactions(self.path):
+                pages, moved = self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            self.wal_pages = pages - moved
+        return self.wal_pages
+
+    @property
+    def dirty(self) -> int:
+        """Number of state rows that are older than their value."""
+        return int(np.count_nonzero(self._dirty))
 
     @property
     def size_bytes(self) -> int:
         """Bytes of the file and its WAL on disk."""
-        raise NotImplementedError
+        wal = self.path.with_name(self.path.name + "-wal")
+        return sum(file.stat().st_size for file in (self.path, wal) if file.exists())
 
     def load_session(self, source: str) -> bytes | None:
-        """Return what `save_session` stored; Corrupt if the key file does not fit it."""
-        raise NotImplementedError
+        """Return what `save_session` stored, None if nothing is.
 
-    def epoch(self) -> tuple[int, str]:
-        """Return the last saved epoch and incarnation, (0, "") if there is none."""
-        raise NotImplementedError
-
-
-class JournalReader:
-    """A read-only view for other threads and processes; use one per thread.
-
-    Every call is one short read transaction of bounded length and time; it never blocks the writer.
-    All methods raise Unavailable when the time is up or the file is away.
-    """
-
-    @classmethod
-    def open(cls, path: Path, *, seconds_max: float = 10.0) -> JournalReader:
-        """Open an existing journal; ConfigError if there is none."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Close the connection."""
-
-    def streams(self) -> list[Stream]:
-        """Return all streams, oldest first."""
-        raise NotImplementedError
-
-    def coverage(self, stream: str | None = None) -> list[Coverage]:
-        """Return all committed coverage, disjoint and merged, ordered."""
-        raise NotImplementedError
-
-    def gaps(self, *, open_only: bool = False) -> list[Gap]:
-        """Return the gap ledger, oldest first."""
-        raise NotImplementedError
-
-    def chunks(
-        self, stream: str, timeline: str, origin: str, after: int, up_to: int, limit: int = 1000, rows_max: int = 1_000_000
-    ) -> list[ChunkRow]:
-        """Return chunks with pub_to in (after, up_to], by pub_to, then seq.
-
-        Stops before `limit` chunks or `rows_max` rows are exceeded, but never between two chunks of one
-        pub_to, and never before the first pub_to is complete: `(after, result[-1].pub_to]` is whole.
+        Raises:
+            Corrupt: The key file is another one or gone, or the row was altered.
+            ConfigError: The key file can be read by others.
         """
-        raise NotImplementedError
-
-    def chunks_since(self, seq: int, limit: int = 100) -> list[ChunkRow]:
-        """Return chunks with a greater sequence number, oldest first."""
-        raise NotImplementedError
-
-    def newest(self) -> int:
-        """Return the newest sequence number, 0 if there is none."""
-        raise NotImplementedError
-
-    def tags(self) -> TagTable:
-        """Return all tags by handle."""
-        raise NotImplementedError
-
-    def state(self) -> State:
-        """Return the fold of all committed chunks: state rows plus the replay of later chunks."""
-        raise NotImplementedError
-
-    def chain(self, after: int = -1, limit: int = 1000) -> list[ChainRow]:
-        """Return verified segments of the log with a greater sequence number, in order."""
-        raise NotImplementedError
-
-    def chain_tip(self) -> ChainRow | None:
-        """Return the last verified segment, if any."""
-        raise NotImplementedError
-
-    def promise(self) -> Promise:
-        """Return what the verified segments promise together."""
-        raise NotImplementedError
+        with reactions(self.path):
+            row: Any = self._db.execute("SELECT nonce, body FROM session WHERE source = ?", (source,)).fetchone()
+        if row is None:
+            return None
+        try:
+            return AESGCM(datadir.key(self.path.parent, make=False)).decrypt(row[0], row[1], self._bound_to(source))
+        except (InvalidTag, FileNotFoundError) as error:
+            raise Corrupt(
+                f"the stored session of {source} does not fit the key in {self.path.parent}",
+                hint="nothing to do: a new session is made; what came in between is a gap",
+            ) from error
 
     def epoch(self) -> tuple[int, str]:
         """Return the last saved epoch and incarnation, (0, "") if there is none."""
-        raise NotImplementedError
+        with reactions(self.path):
+            return read_epoch(self._db)
 
-    def fact(self, name: str) -> bytes | None:
-        """Return what `Journal.set_fact` stored."""
-        raise NotImplementedError
+    # Inside.
 
-    def backlog(self, promise: Promise) -> Backlog:
-        """Return what is journaled and not yet promised."""
-        raise NotImplementedError
+    def _begin(self) -> None:
+        """Forget what a transaction had in hand."""
+        self._open = False
+        self._pending: list[Batch] = []
+        self._new_tags: list[Tag] = []
+        self._new_handles: dict[str, int] = {}
+        self._flushed: list[NDArray[np.int64]] = []
+        self._new_mark = self._mark
+
+    def _done(self) -> None:
+        """Let the memory follow a commit."""
+        for tag in self._new_tags:
+            self.tags.add(tag)
+        for handles in self._flushed:
+            self._dirty[handles] = False
+        self._mark = self._new_mark
+        if len(self._dirty) < len(self.tags):
+            self._dirty = np.concatenate((self._dirty, np.zeros(len(self.tags) - len(self._dirty), np.bool_)))
+        for batch in self._pending:
+            self._dirty[self.state.apply(batch)] = True
+        self.committed += len(self._pending)
+        self._begin()
+
+    def _undo(self) -> None:
+        """Roll back, and forget what was only known to the transaction."""
+        with suppress(apsw.Error):
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+        self._lanes.clear()
+        self._joined.clear()
+        self._sweep, self._sweep_at = np.zeros(0, np.int64), 0
+        self._begin()
+
+    def _lane(self, stream: str, timeline: str, origin: str) -> int:
+        key = (stream, timeline, origin)
+        self._db.execute("INSERT OR IGNORE INTO lane (stream, timeline, origin) VALUES (?, ?, ?)", key)
+        lane: int = self._db.execute("SELECT id FROM lane WHERE stream = ? AND timeline = ? AND origin = ?", key).get
+        self._lanes[key] = lane
+        return lane
+
+    def _received(self) -> int:
+        """Return the receive time of a chunk: it never goes back, unless a clock was far ahead."""
+        now = int(self._clock())
+        if now > self._received_s or self._received_s - now > CLOCK_AHEAD_MAX_S:
+            self._received_s = now
+        return self._received_s
+
+    def _join(self, table: str, claim: Coverage) -> None:
+        """Add an interval to a table of disjoint ones; the last one of a key grows without a search."""
+        assert self._open
+        assert claim.start < claim.end
+        key, start, end = (*claim.key, str(claim.grade)), claim.start, claim.end
+        last = self._joined.get((table, *key))
+        if last is not None and last[0] <= start <= last[1]:
+            if end > last[1]:
+                self._db.execute(f'UPDATE {table} SET "end" = ? WHERE {_OF_KEY} AND start = ?', (end, *key, last[0]))
+                self._joined[(table, *key)] = (last[0], end)
+            return
+        touched = f'{_OF_KEY} AND start <= ? AND "end" >= ?'
+        found: Any = self._db.execute(f'SELECT min(start), max("end") FROM {table} WHERE {touched}', (*key, end, start))
+        low, high = found.get
+        if low is not None:
+            self._db.execute(f"DELETE FROM {table} WHERE {touched}", (*key, end, start))
+            start, end = min(low, start), max(high, end)
+        self._db.execute(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?, ?)", (*key, start, end))
+        later = f"SELECT EXISTS (SELECT 1 FROM {table} WHERE {_OF_KEY} AND start > ?)"
+        if not self._db.execute(later, (*key, start)).get:
+            self._joined[(table, *key)] = (start, end)
+
+    def _start_sweep(self) -> None:
+        self._sweep, self._sweep_at, self._sweep_mark = np.flatnonzero(self._dirty), 0, self.committed
+        self._swept_s = self._flushed_s = time.monotonic()
+
+    def _flush_due(self) -> None:
+        """Write the share of the state rows that keeps the period, within bounds."""
+        now = time.monotonic()
+        if self._sweep_at == len(self._sweep) and now - self._swept_s < self._period_s:
+            return
+        # Half a period for a sweep: rows that change while it runs wait for the next one.
+        share = len(self._sweep) * (now - self._flushed_s) / (self._period_s / 2) if self._period_s else STATE_ROWS_MAX
+        self.flush_state(min(max(int(share), STATE_ROWS_MIN), STATE_ROWS_MAX))
+        self._flushed_s = now
+
+    def _structures_of(self, handle: int) -> Mapping[str, Structure]:
+        return self.structures.get(self.tags[handle].source, {})
+
+    def _bound_to(self, source: str) -> bytes:
+        """Return what an encrypted session is tied to, so that rows cannot be swapped."""
+        return f"{self._replica}\n{source}".encode()
+
+    def _on_wal(self, _db: apsw.Connection, _name: str, pages: int) -> int:
+        self.wal_pages = pages
+        return apsw.SQLITE_OK

@@ -1,0 +1,71 @@
+"""The data directory: one process holds it, and its key file encrypts what must not be read by others.
+
+The lock is a file lock on `lock` in the directory: it ends with the process, whatever ends the process.
+The key is a random file that only its owner may read; it protects copies of the database, not the box.
+
+What this module does not do: open the database (`gateway.io.journal`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from mirror.errors import ConfigError
+
+KEY_BYTES = 32
+
+
+def hold(directory: Path) -> int:
+    """Return the lock on a directory, making it (for its owner alone) if it is missing.
+
+    The lock is a file descriptor: closing it lets go.
+
+    Raises:
+        ConfigError: Another process holds it, or it cannot be written.
+    """
+    file = directory / "lock"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written: {error.strerror}", hint=f"ls -ld {directory}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(lock, 20).decode("ascii", "replace").strip() or "unknown"
+        os.close(lock)
+        raise ConfigError(
+            f"{directory} is in use by another gateway (process {holder})",
+            hint="give each replica a replica.data_dir of its own, or stop the other one",
+        ) from error
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
+def key(directory: Path, *, make: bool) -> bytes:
+    """Return the key of a directory from its file `session.key`.
+
+    Args:
+        directory: The data directory.
+        make: Make a key if there is none; otherwise FileNotFoundError.
+
+    Raises:
+        ConfigError: Others can read it, or it is not a key.
+    """
+    file = directory / "session.key"
+    if make and not file.exists():
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.write(handle, os.urandom(KEY_BYTES))
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    if file.stat().st_mode & 0o077:
+        raise ConfigError(f"{file} can be read by others than its owner", hint=f"chmod 600 {file}")
+    found = file.read_bytes()
+    if len(found) != KEY_BYTES:
+        raise ConfigError(f"{file} holds {len(found)} bytes, not {KEY_BYTES}", hint=f"rm {file}")
+    return found
