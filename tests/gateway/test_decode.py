@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from gateway.decode import RUN_MIN, Decoded, decode, read_publish, read_republish
+from gateway.decode import Decoded, decode, read_publish, read_republish
+from gateway.walk import RUN_MIN
 from mirror.batch import NO_VALUE, SERVER_NULL, SOURCE_NULL, Kind
 from mirror.errors import Corrupt
 from tests.gateway.publish_bytes import (
