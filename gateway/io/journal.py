@@ -115,7 +115,7 @@ class Journal:
         self._trim_after = 0
         # Tags whose row is older than their value: everything that chunks after the mark may have changed.
         self._dirty: NDArray[np.bool_] = np.ones(len(self.tags), np.bool_) & (self.committed > self._mark)
-        self._sweep: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._sweep: NDArray[np.uint32] = np.zeros(0, np.uint32)
         self._sweep_at = 0
         self._sweep_mark = self._mark
         self._swept_s = self._flushed_s = time.monotonic()
@@ -200,6 +200,8 @@ class Journal:
             yield
             if not self._flushed:
                 self._flush_due()
+            if not db.in_transaction:
+                raise Unavailable(f"{self.path}: SQLite gave the transaction up, and somebody took no notice")
             db.execute("COMMIT")
         except BaseException as error:
             self._undo()
@@ -254,13 +256,14 @@ class Journal:
         self._join("coverage", coverage)
 
     def open_gap(self, gap: Gap) -> None:
-        """Record a gap; recording it again changes nothing."""
+        """Record a gap; recording it again widens it to a later end and other tags while it is open."""
         assert self._open
         tags = None if gap.tags is None else msgspec.json.encode(gap.tags).decode()
         closed_by = None if gap.closed_by is None else str(gap.closed_by)
         self._db.execute(
             'INSERT INTO gap (id, stream, timeline, start, "end", tags, reason, closed_by, closed_reason)'
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE"
+            ' SET "end" = coalesce(excluded."end", "end"), tags = excluded.tags WHERE closed_by IS NULL',
             (gap.id, gap.stream, gap.timeline, gap.start, gap.end, tags, str(gap.reason), closed_by, gap.closed_reason),
         )
 
@@ -269,13 +272,21 @@ class Journal:
         assert self._open
         self._db.execute('UPDATE gap SET "end" = ? WHERE id = ? AND "end" IS NULL', (end, gap_id))
 
-    def close_gap(self, gap_id: str, closed_by: Closure, closed_reason: str = "") -> None:
-        """Close a gap that has an end; a closed gap never changes again."""
+    def close_gap(self, gap_id: str, closed_by: Closure, closed_reason: str = "", *, end: int | None = None) -> None:
+        """Close a gap; a closed gap never changes again.
+
+        Args:
+            gap_id: A recorded gap.
+            closed_by: How.
+            closed_reason: More about it.
+            end: Publish time at which it ended, if that was not recorded yet.
+        """
         assert self._open
-        assert self._db.execute('SELECT "end" IS NOT NULL FROM gap WHERE id = ?', (gap_id,)).get == 1, gap_id
+        assert self._db.execute("SELECT count(*) FROM gap WHERE id = ?", (gap_id,)).get == 1, gap_id
         self._db.execute(
-            "UPDATE gap SET closed_by = ?, closed_reason = ? WHERE id = ? AND closed_by IS NULL",
-            (str(closed_by), closed_reason, gap_id),
+            'UPDATE gap SET "end" = ifnull("end", ?), closed_by = ?, closed_reason = ?'
+            " WHERE id = ? AND closed_by IS NULL",
+            (end, str(closed_by), closed_reason, gap_id),
         )
 
     def save_stream(self, stream: Stream) -> None:
@@ -472,7 +483,7 @@ class Journal:
         self._pending: list[Batch] = []
         self._new_tags: list[Tag] = []
         self._new_handles: dict[str, int] = {}
-        self._flushed: list[NDArray[np.int64]] = []
+        self._flushed: list[NDArray[np.uint32]] = []
         self._new_mark = self._mark
 
     def _done(self) -> None:
@@ -496,7 +507,7 @@ class Journal:
                 self._db.execute("ROLLBACK")
         self._lanes.clear()
         self._joined.clear()
-        self._sweep, self._sweep_at = np.zeros(0, np.int64), 0
+        self._sweep, self._sweep_at = np.zeros(0, np.uint32), 0
         self._begin()
 
     def _lane(self, stream: str, timeline: str, origin: str) -> int:
@@ -536,7 +547,7 @@ class Journal:
             self._joined[(table, *key)] = (start, end)
 
     def _start_sweep(self) -> None:
-        self._sweep, self._sweep_at, self._sweep_mark = np.flatnonzero(self._dirty), 0, self.committed
+        self._sweep, self._sweep_at, self._sweep_mark = np.flatnonzero(self._dirty).astype(np.uint32), 0, self.committed
         self._swept_s = self._flushed_s = time.monotonic()
 
     def _flush_due(self) -> None:

@@ -304,7 +304,7 @@ def register_samples(db: apsw.Connection) -> None:
 
     module = Samples(tags, lambda: read_structures(db))
     db.create_module(
-        "samples", cast(apsw.VTModule, module), use_bestindex_object=True, eponymous_only=True, read_only=True
+        "samples", cast("apsw.VTModule", module), use_bestindex_object=True, eponymous_only=True, read_only=True
     )
 
 
@@ -361,7 +361,7 @@ def _export(db: apsw.Connection, part: Path, progress: Callable[[int, int], None
         _insert(made, "tags", ("tag", *TAG_COLUMNS), ((tag.node, *msgspec.structs.astuple(tag)) for tag in tags.tags))
         _insert(made, "gaps", names["gap"], ledger["gap"])
         _insert(made, "coverage", names["coverage"], ledger["coverage"])
-        current = Rows(newest, "", np.arange(len(tags)), state.batch(state.handles()), tags, structures)
+        current = Rows(newest, "", np.arange(len(tags)), state.batch(state.handles), tags, structures)
         _insert(made, "state", _STATE_SHOWN, _rows(current, _STATE_SHOWN))
 
         def samples() -> Iterator[tuple[SqlValue, ...]]:
