@@ -12,6 +12,7 @@ What it does not do: talk to servers or brokers.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -28,7 +29,7 @@ from gateway.decode import Message, decode
 from gateway.io.journal import Journal
 from gateway.io.log import log
 from gateway.sampler import Effect, Event, Position, Sampler
-from mirror.batch import AHEAD, Batch
+from mirror.batch import AHEAD, NO_VALUE, SERVER_NULL, SOURCE_NULL, Batch, concat
 from mirror.coverage import Reason
 from mirror.errors import Corrupt, Unavailable
 
@@ -68,10 +69,12 @@ class Durable:
     Attributes:
         batches: (stream, rows) in the order in which they were stored; history is not among them.
         effects: (stream, effect) of those that concern the server: Acknowledge, Republish, Resumed, Backfill.
+        stored: Streams whose waiting rows were stored.
     """
 
-    batches: list[tuple[str, Batch]]
-    effects: list[tuple[str, Effect]]
+    batches: list[tuple[str, Batch]] = field(default_factory=list)
+    effects: list[tuple[str, Effect]] = field(default_factory=list)
+    stored: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ class _Arrival:
     message: Message | None
     republished: bool
     size_bytes: int
+    rows: Batch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +129,13 @@ class Ingest:
         self._on_durable = on_durable
         self._on_room = on_room
         self._samplers: dict[str, Sampler] = {}
+        self._waiting: dict[str, Batch] = {}  # rows that are stored in front of the stream's next ones
         self._inbox: queue.SimpleQueue[_Arrival | _Call | None] = queue.SimpleQueue()
         self._bytes = 0
         self._lock = threading.Lock()
         self._was_full = False
         self._last_commit = 0.0
-        self._stopping = threading.Event()
+        self._stopping, self._ended = threading.Event(), threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
 
@@ -164,16 +169,30 @@ class Ingest:
         """Hand over what else happened to a stream."""
         self._put(_Arrival(stream, event, None, False, 0))
 
+    def refused(self, stream: str, statuses: dict[int, int], server_ticks: int) -> None:
+        """Note that the server monitors some tags not at all; their rows go with the stream's next message.
+
+        Args:
+            stream: Stream id.
+            statuses: StatusCode of the refusal by handle.
+            server_ticks: When the server said so, or 0.
+        """
+        rows = Batch.zeros(len(statuses))
+        rows.handle[:] = list(statuses)
+        rows.status[:] = list(statuses.values())
+        rows.server_ticks[:] = server_ticks
+        rows.flags[:] = NO_VALUE | SOURCE_NULL | (0 if server_ticks else SERVER_NULL)
+        self._put(_Arrival(stream, None, None, False, 0, rows))
+
     def call(self, work: Callable[[Journal], Any]) -> Future[Any]:
         """Run `work` inside the next transaction; the answer comes when that is durable.
 
         `work` may run more than once, when a transaction is rolled back and tried again.
         """
         call = _Call(work, Future())
-        if self._failure is not None:
-            call.answer.set_exception(self._failure)
-        else:
-            self._put(call)
+        self._put(call)
+        if self._ended.is_set():
+            self._refuse_calls()
         return call.answer
 
     def add_stream(self, stream: str, position: Position | None, identity: Callable[[int], str]) -> None:
@@ -207,12 +226,13 @@ class Ingest:
             log("ingest.failed", error=repr(error))
             raise
         finally:
+            self._ended.set()
             self._refuse_calls()
 
     def _gather(self) -> list[_Arrival | _Call]:
         """Take what has arrived; wait so that commits are at least `commit_s` apart."""
         try:
-            item = self._inbox.get(timeout=1.0)
+            item = self._inbox.get(timeout=0.0 if self._stopping.is_set() else 1.0)
         except queue.Empty:
             return []
         items = [item] if item is not None else []
@@ -233,7 +253,7 @@ class Ingest:
         """Carry items out in one transaction, trying again until the disk takes it."""
         while True:
             before = {s: m.snapshot() for s, m in self._samplers.items()}
-            durable, answers = Durable([], []), []
+            durable, answers = Durable(), []
             began = time.monotonic()
             try:
                 with self.journal.transaction():
@@ -254,6 +274,8 @@ class Ingest:
         self._committed(items, time.monotonic() - began)
         for future, result, failure in answers:
             future.set_exception(failure) if failure is not None else future.set_result(result)
+        for stream in durable.stored:
+            self._waiting.pop(stream, None)
         self._on_durable(durable)
 
     def _committed(self, items: list[_Arrival | _Call], took_s: float) -> None:
@@ -286,10 +308,11 @@ class Ingest:
 
     def _refuse_calls(self) -> None:
         """Answer the calls that will never run."""
-        while not self._inbox.empty():
-            item = self._inbox.get_nowait()
-            if isinstance(item, _Call):
-                item.answer.set_exception(Unavailable("the journal is closed"))
+        with contextlib.suppress(queue.Empty):
+            while True:
+                item = self._inbox.get_nowait()
+                if isinstance(item, _Call):
+                    item.answer.set_exception(Unavailable("the journal is closed"))
 
     def _answer(self, call: _Call) -> tuple[Any, BaseException | None]:
         """Run a caller's work; only errors of the store concern the whole transaction."""
@@ -303,6 +326,9 @@ class Ingest:
     def _arrived(self, item: _Arrival, durable: Durable) -> None:
         machine = self._samplers.get(item.stream)
         if machine is None:
+            return
+        if item.rows is not None:
+            self._waiting[item.stream] = item.rows
             return
         event = item.event
         if item.message is not None:
@@ -346,6 +372,9 @@ class Ingest:
         journal, counters = self.journal, self.counters
         match effect:
             case sampler.Store(ref=Batch() as batch):
+                if stream in self._waiting and stream not in durable.stored:
+                    batch = concat([self._waiting[stream], batch])
+                    durable.stored.append(stream)
                 if len(batch):
                     journal.append(stream, effect.timeline, effect.pub_from, effect.pub_to, self.replica, batch)
                     counters.chunks += 1

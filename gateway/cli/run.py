@@ -1,0 +1,51 @@
+"""`edgemirror run`: the gateway in the foreground, until a signal."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from gateway.config import Config, parse
+from mirror.errors import ConfigError
+
+
+def load(path: str) -> Config:
+    """Return the checked configuration of a file.
+
+    Raises:
+        ConfigError: The file cannot be read, or a setting is wrong.
+    """
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {error.strerror}", hint="deploy/edge/gateway.toml is an example; name another with --config"
+        ) from error
+    return parse(text, os.environ)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Mirror until SIGTERM or SIGINT."""
+    from gateway.io.runtime import Gateway
+
+    config = load(options.config)
+    gateway = Gateway(config)
+
+    def ready() -> None:
+        print(json.dumps({"ready": True, "journal": str(gateway.path), "pid": os.getpid()}), flush=True)
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await gateway.run(stop, ready)
+
+    asyncio.run(main())
+    sys.stdout.flush()
+    return 0

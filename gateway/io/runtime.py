@@ -1,0 +1,210 @@
+"""The gateway as a process: open the journal, start the threads, keep the sources subscribed, stop in order.
+
+Threads, and what each one owns: the event loop (sources, HTTP), `ingest` (samplers, the journal's writer),
+`push` (the log in the bucket), `mqtt` (the broker). They meet only in queues with limits; what one of them
+waits for never stops another. The order of stopping is the order of the flow: stop asking, store what has
+arrived, leave the log and the broker, close the file.
+
+A session is not closed on the way out: whoever starts next takes its subscriptions up again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from gateway import sampler
+from gateway.config import Config
+from gateway.formats.names import Names, Options, Place
+from gateway.io.ingest import Durable, Ingest
+from gateway.io.journal import Journal
+from gateway.io.log import log
+from gateway.io.mqtt import Broker, Publisher
+from gateway.io.reader import JournalReader
+from gateway.io.source import SourceRunner
+from mirror.coverage import Promise
+from mirror.errors import ConfigError, MirrorError, Unavailable
+
+JOURNAL = "mirror.db"
+TRIM_S = 60.0
+
+
+class Gateway:
+    """One running gateway.
+
+    Args:
+        config: Checked.
+
+    Raises:
+        ConfigError: The data directory cannot be used, or a file that a setting names cannot be read.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.started = time.time()
+        self.path = Path(config.replica.data_dir) / JOURNAL
+        self.journal = Journal.open(self.path, replica=config.replica.name)
+        self.epoch = self.journal.epoch()[0] + 1
+        self.incarnation = secrets.token_hex(8)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.ingest = Ingest(
+            self.journal,
+            replica=config.replica.name,
+            commit_s=config.journal.commit_ms / 1000,
+            inbox_bytes_max=config.journal.inbox_mib << 20,
+            on_durable=self._durable,
+            on_room=lambda: self._post(self._room),
+        )
+        self.sources = [
+            SourceRunner(
+                source, self.ingest, journal_path=self.path, password=read_secret(source.password_file),
+                on_tags=self._tags_changed, on_state=self._source_state,
+            )
+            for source in config.source
+        ]  # fmt: skip
+        self._of_stream: dict[str, SourceRunner] = {}
+        self.publisher = self._publisher() if config.mqtt.url else None
+
+    async def run(self, stop: asyncio.Event, ready: Callable[[], None] = lambda: None) -> None:
+        """Mirror until `stop` is set.
+
+        Raises:
+            MirrorError: Something ended that must not end.
+        """
+        self._loop = asyncio.get_running_loop()
+        self.ingest.start()
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            await asyncio.wrap_future(self.ingest.call(lambda j: j.save_epoch(self.epoch, self.incarnation)))
+            if self.publisher is not None:
+                self.publisher.start(self.epoch)
+                self.publisher.tell("role", b'{"role":"PRIMARY","epoch":%d}' % self.epoch)
+            log("gateway.started", replica=self.config.replica.name, epoch=self.epoch)
+            tasks = [asyncio.create_task(source.run(), name=source.config.name) for source in self.sources]
+            tasks += [asyncio.create_task(self._trim()), asyncio.create_task(self._guard())]
+            ready()
+            stopping = asyncio.create_task(stop.wait())
+            done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            for task in done - {stopping}:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.to_thread(self._close)
+            log("gateway.stopped", replica=self.config.replica.name)
+
+    def _close(self) -> None:
+        self.ingest.stop()
+        if self.publisher is not None:
+            self.publisher.stop()
+        self.journal.close()
+
+    # From other threads
+
+    def _post(self, work: Callable[[], None]) -> None:
+        """Run work in the event loop; nothing happens once that has ended."""
+        with contextlib.suppress(RuntimeError):
+            assert self._loop is not None
+            self._loop.call_soon_threadsafe(work)
+
+    def _durable(self, durable: Durable) -> None:
+        """Runs in the ingest thread, after the fsync."""
+        if self.publisher is not None:
+            for _, batch in durable.batches:
+                self.publisher.offer(batch)
+        if durable.effects:
+            self._post(partial(self._effects, durable.effects))
+
+    # In the event loop
+
+    def _effects(self, effects: list[tuple[str, sampler.Effect]]) -> None:
+        for stream, effect in effects:
+            source = self._of_stream.get(stream)
+            if source is not None:
+                source.durable(stream, effect)
+
+    def _room(self) -> None:
+        for source in self.sources:
+            source.room()
+
+    def _tags_changed(self) -> None:
+        self._of_stream = {stream: source for source in self.sources for stream in source.streams}
+        if self.publisher is not None:
+            self.publisher.use(self._names())
+
+    def _source_state(self, source: SourceRunner, connected: bool) -> None:
+        if self.publisher is None or not source.status.uri:
+            return
+        if connected:
+            self.publisher.source_live(source.status.uri, resumed=source.status.how != "created")
+        else:
+            self.publisher.source_lost(source.status.uri)
+
+    async def _trim(self) -> None:
+        """Delete what the cloud has and nobody needs here any more, a little at a time."""
+        keep_s = self.config.journal.keep_days * 86_400
+        while True:
+            await asyncio.sleep(TRIM_S)
+            promise = await asyncio.to_thread(self._promise)
+            trimmed = await asyncio.wrap_future(self.ingest.call(partial(_trim, promise, keep_s)))
+            if trimmed:
+                log("journal.trimmed", chunks=trimmed)
+
+    def _promise(self) -> Promise:
+        reader = JournalReader.open(self.path)
+        try:
+            return reader.promise()
+        finally:
+            reader.close()
+
+    async def _guard(self) -> None:
+        """End the process when the ingest thread has: without it nothing is mirrored."""
+        while self.ingest.failure is None:
+            await asyncio.sleep(0.2)
+        failure = self.ingest.failure
+        raise failure if isinstance(failure, MirrorError) else Unavailable(f"the ingest thread failed: {failure!r}")
+
+    # Parts
+
+    def _names(self) -> Names:
+        config = self.config
+        options = Options(
+            config.mqtt.prefix, config.group.enterprise, config.group.site, config.mqtt.device_objects,
+            config.mqtt.tag_topics, config.mqtt.payload, config.mqtt.shape,
+        )  # fmt: skip
+        places = {d.name: Place(d.area, d.line, tuple(d.tag_topics)) for source in config.source for d in source.device}
+        handles = sorted(h for source in self.sources for h in source.handles)
+        return Names([(h, self.journal.tags[h]) for h in handles], options, places, self.journal.structures)
+
+    def _publisher(self) -> Publisher:
+        mqtt, group = self.config.mqtt, self.config.group
+        broker = Broker(
+            url=mqtt.url, client_id=f"edgemirror-{group.name}", node=group.name, user=mqtt.user,
+            password_file=mqtt.password_file, ca_file=mqtt.ca_file, keepalive_s=mqtt.keepalive_s, window=mqtt.window,
+        )  # fmt: skip
+        return Publisher(broker, self._names(), on_event=_mqtt_event)
+
+
+def _trim(promise: Promise, keep_s: float, journal: Journal) -> int:
+    return journal.trim(promise, keep_s=keep_s)
+
+
+def _mqtt_event(name: str, facts: dict[str, object]) -> None:
+    log(name, **facts)
+
+
+def read_secret(path: str) -> str:
+    """Return what a secret's file holds, without the newline at its end; empty for no file."""
+    if not path:
+        return ""
+    try:
+        return Path(path).read_text().rstrip("\n")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; a secret's file must be readable") from error

@@ -1,0 +1,539 @@
+"""One OPC UA server: connect, take the former subscription up again, pump, and start over when it breaks.
+
+The order that loses least: take the former session up again; failing that, transfer its subscriptions
+into a new session; failing that, subscribe anew, and the sampler declares the gap. Before the first
+Publish everything is fetched again that the server still holds. From then on `publish_requests`
+requests are always waiting at the server, unless the ingest is full: then nobody asks, and the server's
+own queues hold the samples.
+
+What it does not do: decide what is missing (`gateway.sampler`), or store anything (`gateway.io.ingest`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from gateway import plan as plans
+from gateway import sampler
+from gateway.acks import Acks
+from gateway.config import Source
+from gateway.decode import Message, read_publish, read_republish
+from gateway.io.ingest import Ingest, position_name, read_position
+from gateway.io.journal import Journal
+from gateway.io.log import log
+from gateway.io.opcua import Connection, Refused, ServerFacts
+from gateway.io.reader import JournalReader
+from gateway.plan import Plan
+from gateway.sampler import Effect
+from mirror import chunk
+from mirror.batch import Batch, concat, subtract
+from mirror.coverage import Axis, Coverage, Gap, Grade, Reason, Stream
+from mirror.errors import ConfigError, Corrupt, MirrorError, Unavailable
+from mirror.tags import Tag
+
+T = TypeVar("T")
+
+BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+RESUME_S = 30.0  # all that is fetched again before the first Publish has to come within
+BACKFILL_ROWS_MAX = 5_000_000
+SILENCE_FACTOR = 1.5  # of the keep-alive interval; then the subscription is suspected dead
+
+
+class Model(msgspec.Struct, frozen=True):
+    """What was browsed, kept so that the next start need not browse before it subscribes.
+
+    Attributes:
+        roots: Hash of what was asked for; a model of another configuration is not used.
+        uri: ApplicationUri.
+        tags: By name of the device.
+    """
+
+    roots: str
+    uri: str
+    tags: dict[str, list[Tag]]
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A stream's subscription as the server revised it; `handles` are the tags it really monitors."""
+
+    id: int
+    publishing_ms: float
+    keep_alive_count: int
+
+
+class Saved(msgspec.Struct, frozen=True):
+    """What takes subscriptions up again after this process has died. The secret is a bearer token.
+
+    Attributes:
+        uri: ApplicationUri of the server.
+        secret: The session, as `Connection.session_secret` gives it.
+        streams: By stream id.
+    """
+
+    uri: str
+    secret: bytes
+    streams: dict[str, Held]
+
+
+@dataclass(slots=True)
+class Status:
+    """What can be told about a source; read by anyone, written in the event loop."""
+
+    name: str
+    endpoint: str
+    uri: str = ""
+    connected: bool = False
+    since: float = 0.0
+    how: str = ""  # created | resumed | transferred
+    connects: int = 0
+    tags: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
+    last_error: str = ""
+    last_message: float = 0.0
+    publishing: int = 0
+
+
+class SourceRunner:
+    """Keeps one source subscribed.
+
+    Args:
+        config: The server.
+        ingest: Takes messages and events.
+        journal_path: For reading what is held beside a gap.
+        password: Of the configured user, or empty.
+        on_tags: Called in the event loop when the tags of the source are known or have changed.
+        on_state: Called in the event loop when the source is connected or lost.
+    """
+
+    def __init__(
+        self,
+        config: Source,
+        ingest: Ingest,
+        *,
+        journal_path: Path,
+        password: str,
+        on_tags: Callable[[], None],
+        on_state: Callable[[SourceRunner, bool], None],
+    ) -> None:
+        self.config = config
+        self.status = Status(config.name, config.endpoint)
+        self.streams: dict[str, Plan] = {}
+        self.handles: set[int] = set()
+        self._ingest = ingest
+        self._journal_path = journal_path
+        self._password = password
+        self._on_tags = on_tags
+        self._on_state = on_state
+        self._acks = Acks()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._pumps = config.publish_requests
+        self._by_subscription: dict[int, str] = {}
+        self._resuming: set[str] = set()
+        self._resumed = asyncio.Event()
+        self._work: asyncio.Queue[tuple[str, Effect]] = asyncio.Queue()
+        self._heard: dict[str, float] = {}
+        self._first = True
+        self._model: Model | None = None
+        self._history = False
+        self._connection: Connection | None = None
+
+    async def run(self) -> None:
+        """Keep the source subscribed until cancelled."""
+        failures = 0
+        while True:
+            began = time.monotonic()
+            try:
+                await self._session()
+            except (Unavailable, ConfigError, Corrupt) as error:
+                self._lost(error)
+            if time.monotonic() - began > 2 * BACKOFF_S[-1]:
+                failures = 0
+            await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)] * random.uniform(0.7, 1.0))
+            failures += 1
+
+    def room(self) -> None:
+        """Look again whether the ingest takes more; call it in the event loop."""
+        if self._ingest.full:
+            self._room.clear()
+        else:
+            self._room.set()
+
+    def durable(self, stream: str, effect: Effect) -> None:
+        """Take an effect whose transaction is on disk; call it in the event loop."""
+        match effect:
+            case sampler.Acknowledge():
+                self._acks.durable([(effect.subscription, effect.sequence)])
+            case sampler.Resumed():
+                self._resuming.discard(stream)
+                if not self._resuming:
+                    self._resumed.set()
+            case _:
+                self._work.put_nowait((stream, effect))
+
+    # One session
+
+    async def _session(self) -> None:
+        """Connect, subscribe, and pump until something breaks; always ends with an error."""
+        saved = await self._load()
+        connection, alive, how = await self._connect(saved)
+        try:
+            facts = await connection.server_facts()
+            model, cached = await self._model_of(connection, facts)
+            self._use(model)
+            streams = await self._subscribe(connection, facts, saved, alive)
+            await self._save(connection, facts.uri, streams)
+            self._connected(facts, how)
+            tasks = [self._worker(connection), self._fetched_then_pump(connection), self._watch()]
+            if cached:
+                tasks.append(self._browse_again(connection, facts))
+            await _first_failure(tasks)
+        finally:
+            await connection.close(keep_session=True)
+
+    async def _load(self) -> Saved | None:
+        data = await self._call(lambda journal: journal.load_session(self.config.name))
+        return msgspec.msgpack.decode(data, type=Saved) if data else None
+
+    async def _connect(self, saved: Saved | None) -> tuple[Connection, dict[int, tuple[int, ...] | None], str]:
+        """Return a connection, the subscriptions it still has with what is available, and how it was made."""
+        config = self.config
+        make = partial(Connection, config, password=self._password)
+        if saved is not None:
+            connection = make()
+            try:
+                await connection.resume(saved.secret)
+                return connection, {held.id: None for held in saved.streams.values()}, "resumed"
+            except (Refused, Corrupt):
+                await connection.close(keep_session=True)
+            except BaseException:
+                await connection.close(keep_session=True)
+                raise
+        connection = make()
+        try:
+            await connection.connect()
+            if saved is None or not saved.streams:
+                return connection, {}, "created"
+            alive = await connection.transfer([held.id for held in saved.streams.values()])
+        except BaseException:
+            await connection.close()
+            raise
+        return connection, dict(alive), "transferred" if alive else "created"
+
+    async def _model_of(self, connection: Connection, facts: ServerFacts) -> tuple[Model, bool]:
+        """Return the tags, browsed now or as browsed before."""
+        roots = hashlib.sha256(msgspec.json.encode([self.config.endpoint, self.config.device])).hexdigest()
+        if self._model is None:
+            data = await self._fact(f"model/{self.config.name}")
+            if data:
+                self._model = msgspec.json.decode(data, type=Model)
+        if self._model is not None and (self._model.roots, self._model.uri) == (roots, facts.uri):
+            return self._model, True
+        return await self._browse(connection, facts, roots), False
+
+    async def _browse(self, connection: Connection, facts: ServerFacts, roots: str) -> Model:
+        found = {d.name: await connection.browse(d.name, d.browse, d.exclude) for d in self.config.device}
+        model = Model(roots, facts.uri, found)
+        structures = await connection.structures([t for tags in found.values() for t in tags])
+
+        def keep(journal: Journal) -> None:
+            journal.add_tags([tag for tags in found.values() for tag in tags])
+            journal.set_fact(f"model/{self.config.name}", msgspec.json.encode(model))
+            journal.set_structures(facts.uri, structures)
+
+        await self._call(keep)
+        self._model = model
+        log("source.browsed", source=self.config.name, tags=sum(len(t) for t in found.values()))
+        return model
+
+    async def _browse_again(self, connection: Connection, facts: ServerFacts) -> None:
+        """A cached model was used: see whether the server still has just these tags."""
+        await self._resumed.wait()
+        before = self._model
+        assert before is not None
+        after = await self._browse(connection, facts, before.roots)
+        if after.tags != before.tags:
+            self._on_tags()
+            if _identities(after) != _identities(before):
+                raise Unavailable("the server's nodes have changed; subscribing to the new set")
+        await asyncio.Event().wait()
+
+    def _use(self, model: Model) -> None:
+        """Make plans of the tags, and a machine for each stream."""
+        journal = self._ingest.journal
+        self.streams = {p.id: p for p in plans.plan(self.config, model.uri, model.tags)}
+        handles = [journal.tags.find(i.tag.identity) for p in self.streams.values() for i in p.items]
+        self.handles = {h for h in handles if h is not None}
+        self.status.uri, self.status.tags = model.uri, len(self.handles)
+        self._on_tags()
+
+    async def _subscribe(
+        self, connection: Connection, facts: ServerFacts, saved: Saved | None, alive: dict[int, tuple[int, ...] | None]
+    ) -> dict[str, Held]:
+        """Take over or create each stream's subscription, and tell its machine."""
+        streams: dict[str, Held] = {}
+        reason = Reason.GATEWAY_DOWN if self._first else Reason.DISCONNECTED
+        self._by_subscription.clear()
+        self._resuming, self._work = set(), asyncio.Queue()
+        self.status.refused = {}
+        for p in self.streams.values():
+            position = read_position(await self._fact(position_name(p.id)))
+            self._ingest.add_stream(p.id, position, self._ingest.journal.tags.identities.__getitem__)
+            held = saved.streams.get(p.id) if saved is not None else None
+            machine = self._ingest.sampler(p.id)
+            position = machine.position if machine is not None else None
+            if held is not None and held.id in alive:
+                resumed = position is not None and position.subscription == held.id
+                available = alive.pop(held.id)
+            else:
+                held, resumed, available = await self._create(connection, p, facts), False, None
+            streams[p.id] = held
+            self._by_subscription[held.id] = p.id
+            self._heard[p.id] = time.monotonic()
+            if resumed:
+                self._resuming.add(p.id)
+            self._ingest.event(p.id, sampler.Subscribed(held.id, facts.start_ticks, resumed, reason, available))
+            log("stream.resumed" if resumed else "stream.subscribed", stream=p.id, tags=len(p.items))
+        for left in alive:
+            await connection.delete_subscription(left)
+        self._first = False
+        self._resumed.clear()
+        if not self._resuming:
+            self._resumed.set()
+        return streams
+
+    async def _create(self, connection: Connection, p: Plan, facts: ServerFacts) -> Held:
+        """Create a subscription with its items; what the server refuses goes Bad and is reported."""
+        tags = self._ingest.journal.tags
+        items = []
+        for item in p.items:
+            handle = tags.find(item.tag.identity)
+            assert handle is not None, "every planned tag has been added to the journal"
+            items.append((handle, item.tag, item.sampling_ms, item.queue_size))
+        made = await connection.subscribe(
+            p.publishing_ms, items, keep_alive_count=p.keep_alive_count(),
+            lifetime_count=p.lifetime_count(self.config.session_timeout_s),
+        )  # fmt: skip
+        stream = Stream(p.id, facts.uri, Axis.PUBLISH, made.publishing_ms, made.queue_size_min, made.queue_size_min > 1)
+        refused = made.refused
+
+        def keep(journal: Journal) -> None:
+            journal.save_stream(stream)
+
+        await self._call(keep)
+        if refused:
+            self._refuse(p, refused, made.response_ticks)
+        return Held(made.id, made.publishing_ms, made.keep_alive_count)
+
+    def _refuse(self, p: Plan, refused: dict[int, int], ticks: int) -> None:
+        """The server will not monitor some nodes: their state is Bad, with the server's own status."""
+        tags = self._ingest.journal.tags
+        self.status.refused |= {tags[h].path or tags[h].node: f"0x{code:08X}" for h, code in refused.items()}
+        self._ingest.refused(p.id, refused, ticks)
+        log("stream.items_refused", stream=p.id, tags=len(refused), first=next(iter(self.status.refused)))
+
+    async def _save(self, connection: Connection, uri: str, streams: dict[str, Held]) -> None:
+        data = msgspec.msgpack.encode(Saved(uri, connection.session_secret(), streams))
+        await self._call(lambda journal: journal.save_session(self.config.name, data))
+
+    # Pumps
+
+    async def _fetched_then_pump(self, connection: Connection) -> None:
+        """Publish only when nothing more of the time before can be had."""
+        try:
+            await asyncio.wait_for(self._resumed.wait(), RESUME_S)
+        except TimeoutError as error:
+            raise Unavailable("the server did not send its kept messages again in time") from error
+        now = time.monotonic()
+        self._heard = dict.fromkeys(self._heard, now)
+        self._pumps = self.config.publish_requests
+        await _first_failure([self._pump(connection, number) for number in range(self._pumps)])
+
+    async def _pump(self, connection: Connection, number: int) -> None:
+        """Keep one Publish request at the server, unless there is no room for its answer."""
+        while number < self._pumps:
+            await self._room.wait()
+            acks = self._acks.take()
+            self.status.publishing += 1
+            try:
+                message = read_publish(await connection.publish(acks))
+            except Refused as refused:
+                self._acks.put_back(acks)
+                self._publish_refused(refused)
+                continue
+            except BaseException:
+                self._acks.put_back(acks)
+                raise
+            finally:
+                self.status.publishing -= 1
+            self._take(message)
+            if self._ingest.full:
+                self._room.clear()
+        await asyncio.Event().wait()
+
+    def _publish_refused(self, refused: Refused) -> None:
+        """A Publish request was answered with an error: fewer requests, again, or a new connection."""
+        if refused.name == "BadTooManyPublishRequests" and self._pumps > 1:
+            self._pumps -= 1
+        elif refused.name not in ("BadTimeout", "BadRequestTimeout"):
+            raise Unavailable(f"Publish was refused: {refused.name}") from refused
+
+    def _take(self, message: Message) -> None:
+        stream = self._by_subscription.get(message.subscription)
+        if stream is None:
+            return  # not ours (yet): neither stored nor acknowledged
+        self._acks.available(message.subscription, message.available)
+        self._heard[stream] = self.status.last_message = time.monotonic()
+        if message.status_change is not None:
+            raise Unavailable(f"the server ended the subscription: status 0x{message.status_change:08X}")
+        self._ingest.message(stream, message)
+
+    async def _watch(self) -> None:
+        """Suspect a subscription that is silent for longer than its keep-alive allows."""
+        while True:
+            await asyncio.sleep(0.5)
+            if not self._resumed.is_set() or not self._room.is_set():
+                self._heard = dict.fromkeys(self._heard, time.monotonic())
+                continue
+            for stream, heard in self._heard.items():
+                p = self.streams.get(stream)
+                if p is None:
+                    continue
+                limit = SILENCE_FACTOR * p.keep_alive_count() * p.publishing_ms / 1000 + 1.0
+                if time.monotonic() - heard > limit:
+                    raise Unavailable(f"stream {stream} was silent for more than {limit:.1f} s")
+
+    # What machines ask for
+
+    async def _worker(self, connection: Connection) -> None:
+        """Carry out what the machines ask of the server, in order."""
+        while True:
+            stream, effect = await self._work.get()
+            match effect:
+                case sampler.Republish():
+                    await self._republish(connection, stream, effect)
+                case sampler.Backfill():
+                    await self._backfill(connection, stream, effect.gap)
+
+    async def _republish(self, connection: Connection, stream: str, effect: sampler.Republish) -> None:
+        try:
+            message = read_republish(await connection.republish(effect.subscription, effect.sequence))
+        except Refused:
+            message = None
+        if message is None or message.sequence != effect.sequence or message.keepalive:
+            # Some servers answer Good and another number, or nothing, for a message they do not have.
+            self._ingest.event(stream, sampler.NotAvailable(effect.sequence))
+        else:
+            self._ingest.message(stream, message, republished=True)
+
+    async def _backfill(self, connection: Connection, stream: str, gap: Gap) -> None:
+        """Read history for a gap, store what is new of it, and close the gap either way."""
+        p = self.streams.get(stream)
+        if p is None or not self.config.history:
+            self._ingest.event(stream, sampler.Backfilled(gap, False, "history is not asked for"))
+            return
+        wanted = set(gap.tags) if gap.tags is not None else None
+        tags = [i.tag for i in p.items if wanted is None or i.tag.identity in wanted]
+        sampling_ms = max(i.sampling_ms for i in p.items)
+        widen = int((sampling_ms + p.publishing_ms + 1000) * 10_000)
+        assert gap.end is not None, "a gap is filled once its end is known"
+        try:
+            rows, batches = 0, []
+            async for batch in connection.history(tags, gap.start - widen, gap.end + widen):
+                rows += len(batch)
+                batches.append(batch)
+                if rows > BACKFILL_ROWS_MAX:
+                    raise Unavailable(f"history holds more than {BACKFILL_ROWS_MAX} samples for the gap")
+        except (Refused, ConfigError) as error:
+            self._ingest.event(stream, sampler.Backfilled(gap, False, f"no history: {error}"))
+            return
+        found = concat(batches)
+        held = await asyncio.to_thread(self._held, stream, gap, widen)
+        await self._call(partial(self._store_history, stream, gap, subtract(found, held)))
+        self._ingest.event(stream, sampler.Backfilled(gap, True, f"{len(found)} samples in the server's history"))
+
+    def _held(self, stream: str, gap: Gap, widen: int) -> Batch:
+        """Return what the journal holds from around a gap; runs in a thread."""
+        assert gap.end is not None
+        found: list[Batch] = []
+        reader = JournalReader.open(self._journal_path)
+        try:
+            for lane in reader.keys():  # noqa: SIM118 (not a mapping)
+                if lane[:2] != (stream, gap.timeline):
+                    continue
+                after = gap.start - widen
+                while rows := reader.chunks(*lane, after=after, up_to=gap.end + widen, limit=200):
+                    found += [chunk.decode(row.body) for row in rows]
+                    after = rows[-1].pub_to
+        finally:
+            reader.close()
+        return concat(found)
+
+    def _store_history(self, stream: str, gap: Gap, new: Batch, journal: Journal) -> None:
+        """Store the samples of history that the journal does not hold; runs in the ingest thread."""
+        assert gap.end is not None
+        if len(new):
+            origin = f"{self._ingest.replica}/history"
+            journal.append(stream, gap.timeline, gap.start, gap.end, origin, new)
+            journal.extend(Coverage(stream, gap.timeline, gap.start, gap.end, origin, Grade.HISTORY))
+
+    async def _fact(self, name: str) -> bytes | None:
+        def read() -> bytes | None:
+            reader = JournalReader.open(self._journal_path)
+            try:
+                return reader.fact(name)
+            finally:
+                reader.close()
+
+        return await asyncio.to_thread(read)
+
+    # States
+
+    def _connected(self, facts: ServerFacts, how: str) -> None:
+        self.status.connected, self.status.how = True, how
+        self.status.since = time.time()
+        self.status.connects += 1
+        self.status.last_error = ""
+        log("source.connected", source=self.config.name, how=how, tags=self.status.tags)
+        self._on_state(self, True)
+        del facts
+
+    def _lost(self, error: MirrorError) -> None:
+        self.status.last_error = str(error)
+        if self.status.connected:
+            self.status.connected = False
+            log("source.lost", source=self.config.name, error=str(error))
+            self._on_state(self, False)
+        else:
+            log("source.refused", source=self.config.name, error=str(error), hint=error.hint)
+
+    async def _call(self, work: Callable[[Journal], T]) -> T:
+        """Run work in the ingest thread's next transaction and wait until it is durable."""
+        return await asyncio.wrap_future(self._ingest.call(work))
+
+
+def _identities(model: Model) -> set[str]:
+    return {tag.identity for tags in model.tags.values() for tag in tags}
+
+
+async def _first_failure(tasks: list[Coroutine[Any, Any, None]]) -> None:
+    """Run all until one fails, then end the others and raise its error."""
+    running = [asyncio.ensure_future(task) for task in tasks]
+    try:
+        done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
