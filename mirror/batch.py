@@ -198,7 +198,7 @@ def concat(batches: Sequence[Batch]) -> Batch:
     return Batch(**columns, bits=np.concatenate(bits), heap=heap)
 
 
-def take(batch: Batch, index: NDArray[np.int64]) -> Batch:
+def take(batch: Batch, index: NDArray[np.int64] | NDArray[np.bool_]) -> Batch:
     """Return the rows at `index` (int64[k] or bool[n]), in that order, with a heap of their own."""
     if index.dtype == np.bool_:
         index = np.flatnonzero(index)
