@@ -376,7 +376,7 @@ class Chain:
             if self._epoch and below.at.epoch >= self._epoch and below.at.incarnation != self._incarnation:
                 return self._fenced(f"epoch {below.at.epoch} of {below.at.holder!r} stands below segment {event.seq}")
             return self._forward()
-        if suspect is not None:
+        if suspect is not None and suspect.seq >= event.seq:
             return self._bad(suspect)
         if at.seq > event.seq:
             self.phase = Phase.LAST
@@ -385,15 +385,9 @@ class Chain:
 
     def _last(self, event: SegmentRead) -> list[Effect]:
         if event.header is None:
-            return self._refuse(
-                f"segment {event.seq}, the last that this replica knows, is gone from the log",
-                "run `edgemirror verify`; restore the bucket, or begin a new log by another group.name or prefix",
-            )
+            return self._doubt(Finding(event.seq, Flaw.MISSING, "it is the last that this replica knows"))
         if chain_hash(event.header) != self.prefix.at.hash:
-            return self._refuse(
-                f"segment {event.seq} is not the one that this replica knows: this is another log",
-                "run `edgemirror verify`; check sync.bucket, its prefix and group.name",
-            )
+            return self._doubt(Finding(event.seq, Flaw.FORK, "this replica knows another one: this is another log"))
         self.prefix.at.file = self.prefix.at.file or event.file
         return self._forward()
 
@@ -465,7 +459,7 @@ class Chain:
         return [*effects, Absorbed(header, digest)]
 
     def _bad(self, finding: Finding) -> list[Effect]:
-        hint = "run `edgemirror verify` to see what is wrong with the log"
+        hint = "run `edgemirror verify`; restore the bucket, or begin a new log by another group.name or prefix"
         if finding.flaw is Flaw.FOREIGN:
             hint = "somebody else's log stands there: set another group.name or prefix, or enrol this replica's key"
         if finding.flaw is Flaw.NEWER:
