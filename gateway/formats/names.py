@@ -102,6 +102,7 @@ class Names:
         tagged: bool by handle: whether the tag has a topic of its own.
         source_of: By handle: ApplicationUri, empty for a handle that has no name here.
         structures: Definitions by ApplicationUri, then by the ExtensionObject's type.
+        topic_bytes_max: Length of the longest topic of all.
     """
 
     def __init__(
@@ -152,6 +153,8 @@ class Names:
                 self.topics[handle] = f"{topics[device]}/{_tag_levels(tag.name, key)}"
         for name, i in index.items():
             self.devices.append(Device(_text(name, KEY_BYTES_MAX), topics[i], frozenset(sources[i])))
+        lengths = [len(d.topic.encode()) for d in self.devices] + [len(t.encode()) for t in self.topics]
+        self.topic_bytes_max = max(lengths, default=0) + len("/_history")
         self.tagged: NDArray[np.bool_] = np.array([bool(t) for t in self.topics], np.bool_)
 
     def __len__(self) -> int:

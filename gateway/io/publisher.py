@@ -1,0 +1,375 @@
+"""The thread that publishes what the devices say.
+
+Publishing must never cost the mirror anything. `offer` appends to what is pending and returns; the thread
+encodes and sends as fast as the broker acknowledges, never with more than a window of messages under way.
+While it is slower than the plant, or the broker is away, what is pending is folded to the last value of
+each tag, so that memory is bounded by the number of tags and a subscriber is late but never out of date.
+
+When to connect again is decided here, with growing, jittered pauses, and not at all once another client
+took over the session: whether this gateway may still act is then for somebody else to say. After each
+connection the broker is taken to have forgotten everything: `online`, the facts about the gateway, all
+device states and all retained tags are published again. Rows whose messages were not all handed to the
+connection go back to what is pending; a subscriber may see a value twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gateway.formats import json_uns
+from gateway.formats.coalesce import Latest
+from gateway.formats.json_uns import Message
+from gateway.formats.names import Names
+from gateway.formats.retained import Retained
+from gateway.io.mqtt import Broker, Link, Phase, Status
+from mirror.batch import Batch, take
+
+UNIX_EPOCH_TICKS = 116_444_736_000_000_000
+REFRESH_ROWS = 500  # retained tags published again between two rounds of live values
+HISTORY_ROWS = 2000  # back-filled rows between two rounds of live values
+STEADY_S = 10.0  # a connection that stood this long resets the pauses between attempts
+
+OnEvent = Callable[[str, dict[str, Any]], None]
+
+
+class Publisher:
+    """Publishes batches from a thread of its own. All methods may be called from any thread."""
+
+    def __init__(self, broker: Broker, names: Names, *, on_event: OnEvent = lambda name, facts: None) -> None:
+        """Prepare; nothing is sent before `start`.
+
+        Args:
+            broker: Where and how.
+            names: Topics and keys by handle.
+            on_event: Called from the publisher's thread with `mqtt.connected`, `mqtt.disconnected`,
+                `mqtt.connect_failed`, `mqtt.taken_over` or `mqtt.failed`, and facts about it.
+        """
+        self._broker, self._on_event = broker, on_event
+        self._status = Status()
+        self._lock = threading.Lock()  # guards _pending and _history; held only to append or to take
+        self._pending = Latest()
+        self._history: deque[Batch] = deque()
+        self._history_rows = 0
+        self._say_lock = threading.Lock()  # guards _names, _retained and the facts
+        self._names = names
+        self._retained = Retained(names, offline_after_s=broker.offline_after_s, now=time.monotonic(), ticks=_ticks())
+        self._facts: dict[str, bytes] = {}
+        self._facts_due: set[str] = set()
+        self._wake_r, self._wake_w = socket.socketpair()
+        self._wake_r.setblocking(False)
+        self._wake_w.setblocking(False)
+        self._woken = False
+        self._epoch, self._paused, self._stopping, self._stop_by = 0, True, False, 0.0
+        # What follows belongs to the thread.
+        self._link = Link(broker, Message(names.gateway(broker.node, "online"), b"offline", 1, True), self._status)
+        self._phase = Phase.CLOSED
+        self._attempts, self._retry_at, self._answer_by, self._steady_at = 0, 0.0, 0.0, 0.0
+        self._urgent: deque[Message] = deque()
+        self._job: Iterator[Message] | None = None
+        self._put_back: Callable[[], None] = _nothing  # returns the job's rows to where they were taken
+        self._refresh_next, self._round_at = True, 0.0
+        self._seqs: dict[str, int] = {}
+        self._seqs_epoch = 0
+        self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
+
+    # --- any thread -----------------------------------------------------------------------------------
+
+    def start(self, epoch: int) -> None:
+        """Connect, and publish under this epoch."""
+        self._epoch, self._paused = epoch, False
+        self._thread.start()
+
+    def offer(self, batch: Batch) -> None:
+        """Take a batch for publishing; returns at once, whatever the broker does."""
+        if len(batch):
+            with self._lock:
+                self._pending.add(batch)
+            self._wake()
+
+    def offer_history(self, batch: Batch) -> bool:
+        """Take back-filled rows; tells False, and takes none of them, where too many would wait."""
+        with self._lock:
+            if self._history_rows + len(batch) > self._broker.history_rows_max:
+                self._status.history_refused_rows += len(batch)
+                return False
+            self._history.append(batch)
+            self._history_rows += len(batch)
+        self._wake()
+        return True
+
+    def use(self, names: Names) -> None:
+        """Publish by a new table of names from the next round on."""
+        with self._say_lock:
+            self._names = names
+            self._retained.use(names)
+        self._wake()
+
+    def source_live(self, source: str, *, resumed: bool = False) -> None:
+        """Say that a source delivers again; see `Retained.live`."""
+        with self._say_lock:
+            self._retained.live(source, resumed=resumed)
+        self._wake()
+
+    def source_lost(self, source: str) -> None:
+        """Say that a source no longer delivers: its retained tags are Bad, its devices stale, later offline."""
+        with self._say_lock:
+            self._retained.lost(source, now=time.monotonic(), ticks=_ticks())
+        self._wake()
+
+    def tell(self, leaf: str, payload: bytes) -> None:
+        """Publish a fact about the gateway, retained: `role`, `health` or `sync`."""
+        with self._say_lock:
+            if self._facts.get(leaf) != payload:
+                self._facts[leaf] = payload
+                self._facts_due.add(leaf)
+        self._wake()
+
+    def pause(self) -> None:
+        """Leave the broker without a last word: a successor speaks now."""
+        self._paused = True
+        self._wake()
+
+    def resume(self, epoch: int) -> None:
+        """Connect again, under this epoch; sequence numbers start anew where it is a new one."""
+        self._epoch, self._paused = epoch, False
+        self._wake()
+
+    def stop(self, timeout_s: float = 3.0) -> None:
+        """Say `offline`, leave and end the thread; blocks for about `timeout_s` at most."""
+        self._stopping, self._stop_by = True, time.monotonic() + timeout_s
+        self._wake()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s + 2 * self._broker.connect_timeout_s)
+        if not self._thread.is_alive():
+            self._wake_r.close()
+            self._wake_w.close()
+
+    def status(self) -> Status:
+        """Return the counters as they stand."""
+        return replace(self._status, inflight=self._link.inflight, pending_rows=len(self._pending))
+
+    def _wake(self) -> None:
+        if not self._woken:
+            self._woken = True
+            with contextlib.suppress(OSError):  # full: it will wake anyway; closed: nobody is left to wake
+                self._wake_w.send(b"\0")
+
+    # --- the thread -----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                self._turn(time.monotonic())
+            except Exception as error:  # the top of this task: the mirror goes on without this round
+                self._job, self._put_back = None, _nothing
+                self._status.failures += 1
+                self._retry_at = time.monotonic() + self._broker.retry_s_max
+                self._link.close(f"failed: {error!r}")
+                self._phase = Phase.CLOSED
+                self._on_event("mqtt.failed", {"error": repr(error)})
+        self._leave()
+
+    def _turn(self, now: float) -> None:
+        """Do what is due, wait for the socket or a wake-up, and follow what became of the connection."""
+        link = self._link
+        if self._paused:
+            link.close("paused", polite=True)
+            self._follow(now)
+            self._wait(None)
+        elif link.phase is Phase.CLOSED:
+            if now >= self._retry_at:
+                self._phase = Phase.CONNECTING
+                link.open()
+                self._answer_by = time.monotonic() + self._broker.connect_timeout_s
+            else:
+                self._wait(self._retry_at - now)
+        elif link.phase is Phase.CONNECTING:
+            self._wait(self._answer_by - now)
+            if link.phase is Phase.CONNECTING and time.monotonic() >= self._answer_by:
+                link.close("the broker did not answer")
+        else:
+            self._wait(self._publish(now))
+        self._follow(now)
+
+    def _wait(self, timeout_s: float | None) -> None:
+        self._link.wait(self._wake_r, timeout_s)
+        if self._woken:
+            self._woken = False  # before reading: a wake-up in between costs one more turn and is not lost
+            with contextlib.suppress(BlockingIOError):
+                self._wake_r.recv(64)
+
+    def _follow(self, now: float) -> None:
+        """Act on a change of the connection."""
+        before, after = self._phase, self._link.phase
+        self._phase = after
+        if after is Phase.UP and before is not Phase.UP:
+            self._connected(now)
+        elif after is Phase.CLOSED and before is not Phase.CLOSED:
+            self._closed(now, before)
+
+    def _connected(self, now: float) -> None:
+        self._steady_at, self._round_at = now + STEADY_S, 0.0
+        with self._say_lock:
+            self._retained.everything()
+            self._facts_due |= self._facts.keys()
+            online = self._names.gateway(self._broker.node, "online")
+        self._urgent = deque([Message(online, b"online", 1, True)])
+        self._on_event("mqtt.connected", {"url": self._broker.url, "protocol": self._status.protocol})
+
+    def _closed(self, now: float, before: Phase) -> None:
+        """Put back what was not sent, and decide when to try again."""
+        self._put_back()
+        self._job, self._put_back = None, _nothing
+        facts = {"url": self._broker.url, "error": self._status.last_error}
+        if self._link.taken_over:
+            self._paused = True
+            self._on_event("mqtt.taken_over", facts)
+        elif not self._paused:
+            self._attempts = 0 if before is Phase.UP and now >= self._steady_at else self._attempts + 1
+            pause_s = min(self._broker.retry_s_max, 0.5 * 2 ** min(self._attempts, 16))
+            self._retry_at = now + pause_s * random.uniform(0.5, 1.0)
+            if before is not Phase.UP and self._link.other_version():
+                self._retry_at = now
+            self._on_event("mqtt.disconnected" if before is Phase.UP else "mqtt.connect_failed", facts)
+
+    # --- what to send next ----------------------------------------------------------------------------
+
+    def _publish(self, now: float) -> float:
+        """Fill the window; returns how long the thread may then wait."""
+        link = self._link
+        with self._say_lock:
+            self._retained.tick(now)
+            wake_at = self._retained.wake_at
+        while link.room():
+            message = self._next(now)
+            if message is None:
+                break
+            link.publish(message)
+        else:
+            return link.idle_s  # an acknowledgement will come, or the keep-alive will end the connection
+        if self._pending:
+            wake_at = min(wake_at or self._round_at, self._round_at)
+        return link.idle_s if wake_at is None else min(max(wake_at - now, 0.0), link.idle_s)
+
+    def _next(self, now: float) -> Message | None:
+        """Return the next message: about the gateway and its devices first, then rounds of values."""
+        while True:
+            if not self._urgent:
+                with self._say_lock:
+                    self._urgent.extend(
+                        Message(self._names.gateway(self._broker.node, leaf), self._facts[leaf], 1, True)
+                        for leaf in sorted(self._facts_due)
+                    )
+                    self._facts_due.clear()
+                    self._urgent.extend(self._retained.states())
+            if self._urgent:
+                return self._urgent.popleft()
+            if self._job is not None:
+                message = next(self._job, None)
+                if message is not None:
+                    return message
+                self._job, self._put_back = None, _nothing
+            if not self._begin(now):
+                return None
+
+    def _begin(self, now: float) -> bool:
+        """Begin the next job: live values and retained tags in turn, back-fill when neither is due."""
+        if self._seqs_epoch != self._epoch:
+            self._seqs, self._seqs_epoch = {}, self._epoch
+        if self._refresh_next and self._begin_refresh():
+            self._refresh_next = False
+            return True
+        self._refresh_next = True
+        return self._begin_round(now) or self._begin_refresh() or self._begin_history()
+
+    def _begin_round(self, now: float) -> bool:
+        if now < self._round_at or not self._pending:
+            return False
+        with self._lock:
+            batch = self._pending.pop()
+        with self._say_lock:
+            names = self._names
+            self._retained.note(batch)
+        self._round_at = now + self._broker.interval_s
+        self._job = json_uns.messages(
+            batch, names, epoch=self._seqs_epoch, seqs=self._seqs, node=self._broker.node,
+            payload_bytes_max=self._payload_bytes_max(names),
+        )  # fmt: skip
+
+        def put_back() -> None:
+            with self._lock:
+                self._pending.add_before(batch)
+
+        self._put_back = put_back
+        return True
+
+    def _begin_refresh(self) -> bool:
+        with self._say_lock:
+            names, batch = self._names, None
+            while self._retained.due and not batch:
+                batch = self._retained.take(REFRESH_ROWS)
+        if not batch:
+            return False
+        self._job = json_uns.tag_messages(
+            batch, names, epoch=self._seqs_epoch, seqs=self._seqs, payload_bytes_max=self._payload_bytes_max(names)
+        )
+        return True  # nothing to put back: after a new connection all of it is due again
+
+    def _begin_history(self) -> bool:
+        with self._lock:
+            if not self._history:
+                return False
+            batch = self._history.popleft()
+            if len(batch) > HISTORY_ROWS:
+                self._history.appendleft(take(batch, np.arange(HISTORY_ROWS, len(batch))))
+                batch = take(batch, np.arange(HISTORY_ROWS))
+            self._history_rows -= len(batch)
+        with self._say_lock:
+            names = self._names
+        self._job = json_uns.history(
+            batch, names, epoch=self._seqs_epoch, seqs=self._seqs, node=self._broker.node,
+            payload_bytes_max=self._payload_bytes_max(names),
+        )  # fmt: skip
+
+        def put_back() -> None:
+            with self._lock:
+                self._history.appendleft(batch)
+                self._history_rows += len(batch)
+
+        self._put_back = put_back
+        return True
+
+    def _payload_bytes_max(self, names: Names) -> int:
+        """Return the longest payload that the configuration and the broker allow on any topic."""
+        return min(self._broker.payload_bytes_max, self._link.packet_bytes_max - names.topic_bytes_max - 64)
+
+    def _leave(self) -> None:
+        """Say that the gateway and its devices are offline, wait for the broker to take it, and leave."""
+        link = self._link
+        if link.phase is Phase.UP:
+            with self._say_lock:
+                last = deque(self._retained.farewell())
+                last.append(Message(self._names.gateway(self._broker.node, "online"), b"offline", 1, True))
+            while link.phase is Phase.UP and (last or link.inflight) and time.monotonic() < self._stop_by:
+                while last and link.room():
+                    link.publish(last.popleft())
+                self._wait(max(0.0, self._stop_by - time.monotonic()))
+        link.close("stopped", polite=True)
+
+
+def _ticks() -> int:
+    return time.time_ns() // 100 + UNIX_EPOCH_TICKS
+
+
+def _nothing() -> None:
+    pass
