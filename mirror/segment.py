@@ -17,29 +17,30 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import zstandard
 from numpy.typing import NDArray
 
 from mirror.batch import ARRAY, IN_HEAP, NO_HEAP, SERVER_NULL, SOURCE_NULL, Batch, Heap, Kind, canonical_order, concat
 from mirror.errors import Corrupt
+from mirror.facts import decode_facts, encode_facts
 from mirror.tags import Tag, TagTable
 from mirror.variant import Structure, body_size, readable
+
+__all__ = ["decode", "decode_facts", "encode", "encode_facts", "footer_size", "read_facts", "read_header"]
 
 FORMAT = "1"
 ROW_GROUP_ROWS = 32_768
 ROWS_MAX = 16 * 1024 * 1024
 RAW_BYTES_MAX = 2 * 1024**3  # of all columns, uncompressed, as the footer claims
 HEAP_BYTES_MAX = 1024**3  # offsets of Arrow's strings have 32 bits
-FACTS_BYTES_MAX = 256 * 1024**2
+FOOTER_BYTES_MAX = 64 * 1024**2  # header and facts stand there, so this bounds both
 
 UNIX_EPOCH_TICKS = 116_444_736_000_000_000
 #: `time` holds the years 1900 to 9999: Spark before 4.0 refuses older stamps, and no calendar here has later ones.
@@ -129,6 +130,8 @@ def encode(
     """
     assert len(batch) <= ROWS_MAX, f"{len(batch)} rows; cut segments at {ROWS_MAX}"
     assert len(batch.heap.data) <= HEAP_BYTES_MAX, f"{len(batch.heap.data)} bytes; cut segments at {HEAP_BYTES_MAX}"
+    footer_bytes = len(header) + len(facts) * 4 // 3
+    assert footer_bytes < FOOTER_BYTES_MAX // 2, f"{footer_bytes} bytes of header and facts; tell less at a time"
     header.decode()  # the footer's key-value store is text; readers written in Rust insist
     rows = _reorder(batch, canonical_order(batch, tags.rank))
     bodies, texts = _binary(batch.heap), _Texts(structures)
@@ -348,7 +351,7 @@ def decode(data: bytes, tags: TagTable | None = None) -> tuple[Batch, TagTable]:
             read_dictionary=["source", "tag"],
             page_checksum_verification=True,
             pre_buffer=False,
-            thrift_string_size_limit=FACTS_BYTES_MAX,
+            thrift_string_size_limit=FOOTER_BYTES_MAX,
             thrift_container_size_limit=1_000_000,
         )
         _check_claims(file.metadata, file.schema_arrow)
@@ -572,8 +575,8 @@ def read_facts(data: bytes) -> bytes:
 
 def _metadata(data: bytes) -> dict[bytes, bytes]:
     size = footer_size(data)
-    if size > len(data):
-        raise Corrupt(f"a footer of {size} bytes does not fit into the {len(data)} bytes given")
+    if size > min(len(data), FOOTER_BYTES_MAX):
+        raise Corrupt(f"a footer of {size} bytes does not fit into the {len(data)} bytes given, or is too long")
     try:
         metadata: dict[bytes, bytes] = pq.read_metadata(pa.BufferReader(data[-size:])).metadata or {}
     except _ARROW_ERRORS as error:
@@ -581,33 +584,3 @@ def _metadata(data: bytes) -> dict[bytes, bytes]:
     if metadata.get(_FORMAT_KEY) != FORMAT.encode() or _HEADER_KEY not in metadata:
         raise Corrupt(f"a footer with the keys {sorted(metadata)[:9]} is not that of a segment of format {FORMAT}")
     return metadata
-
-
-# --- facts about tags ---------------------------------------------------------------------------------
-
-
-class _Facts(msgspec.Struct):
-    tags: list[Tag]
-    structures: dict[str, Structure]
-
-
-def encode_facts(tags: Sequence[Tag], structures: Mapping[str, Structure]) -> bytes:
-    """Return facts about tags and the definitions of structures, as zstd of canonical JSON."""
-    facts = _Facts(sorted(tags, key=lambda tag: tag.identity), dict(structures))
-    return zstandard.ZstdCompressor(level=9).compress(msgspec.json.encode(facts, order="sorted"))
-
-
-def decode_facts(data: bytes) -> tuple[list[Tag], dict[str, Structure]]:
-    """Return the tags, sorted by identity, and the structures.
-
-    Raises:
-        Corrupt: Not facts, or more than FACTS_BYTES_MAX of them.
-    """
-    try:
-        size = zstandard.get_frame_parameters(data).content_size
-        if size > FACTS_BYTES_MAX:
-            raise Corrupt(f"facts claim {size} bytes; {FACTS_BYTES_MAX} is the most")
-        facts = msgspec.json.decode(zstandard.ZstdDecompressor().decompress(data), type=_Facts)
-    except (zstandard.ZstdError, msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise Corrupt(f"facts of {len(data)} bytes cannot be read: {str(error)[:200]}") from error
-    return facts.tags, facts.structures
