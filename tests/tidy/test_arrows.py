@@ -36,7 +36,7 @@ THIRD_PARTY: dict[str, Sequence[str]] = {
     "botocore": ("mirror/io/s3.py", "demo/servers.py"),
     "apsw": ("mirror/io/sqlite.py", "gateway/io/journal.py"),
     "sqlite_utils": ("mirror/io/sqlite.py", "gateway/io/journal.py"),
-    "asyncua": ("gateway/io/opcua.py", "demo/plant.py"),
+    "asyncua": ("gateway/io/opcua.py", "demo/"),
     "paho": ("gateway/io/mqtt.py", "demo/"),
     "starlette": ("gateway/io/http.py",),
     "uvicorn": ("gateway/io/http.py",),
