@@ -175,7 +175,8 @@ class Journal:
             # On a full disk the chunks are there all the same, and the state is replayed from them.
             with suppress(Unavailable), self.transaction():
                 self.flush_state()
-            with reactions(self.path):
+            # Closing moves the WAL into the file; where that fails, the next writer finds the WAL.
+            with suppress(apsw.FullError, apsw.IOError):
                 self._db.close()
         finally:
             os.close(self._lock)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import apsw
+import apsw.ext
 import msgspec
 import numpy as np
 
@@ -290,6 +291,30 @@ def open_sql(path: Path, *, seconds_max: float = 30.0) -> apsw.Connection:
     db.exec_trace = started
     register_samples(db)
     return db
+
+
+def run_sql(db: Database, sql: str) -> tuple[list[str], Iterator[tuple[SqlValue, ...]]]:
+    """Run one statement of a person's; return the names of its columns and its rows, as they are found.
+
+    Raises:
+        ConfigError: SQLite does not understand it.
+        Unavailable: Its time was up; also while rows are taken.
+    """
+    path = Path(db.filename)
+    with reactions(path):
+        try:
+            told = apsw.ext.query_info(db, sql)
+            cursor = db.execute(told.first_query)
+        except apsw.SQLError as error:
+            raise ConfigError(str(error), hint="SELECT name, sql FROM sqlite_schema") from error
+    if told.query_remaining and told.query_remaining.strip():
+        raise ConfigError("one statement at a time", hint="give each statement to a command of its own")
+
+    def rows() -> Iterator[tuple[SqlValue, ...]]:
+        with reactions(path):
+            yield from cursor
+
+    return [column[0] for column in told.description], rows()
 
 
 def register_samples(db: apsw.Connection) -> None:
