@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -344,7 +344,8 @@ def decode(data: bytes, tags: TagTable | None = None) -> tuple[Batch, TagTable]:
         Corrupt: Not a segment, or not the one it was written as; `tags` is as it was.
     """
     _metadata(data)
-    seen = _Seen()
+    table = TagTable() if tags is None else tags
+    seen = _Seen(table)
     try:
         file = pq.ParquetFile(
             pa.BufferReader(data),
@@ -359,7 +360,9 @@ def decode(data: bytes, tags: TagTable | None = None) -> tuple[Batch, TagTable]:
         batch = concat([part for part in parts if len(part)])
     except _ARROW_ERRORS as error:
         raise Corrupt(f"a segment of {len(data)} bytes cannot be read: {str(error)[:200]}") from error
-    return _known(batch, seen.table, TagTable() if tags is None else tags, data)
+    facts = read_facts(data) if seen.new else b""
+    place = seen.settle(decode_facts(facts)[0] if facts else ())
+    return replace(batch, handle=place[batch.handle]), table
 
 
 def _check_claims(metadata: Any, schema: pa.Schema) -> None:
@@ -507,17 +510,34 @@ def _handles(source: pa.Array, tag: pa.Array, seen: _Seen) -> NDArray[np.uint32]
 
 
 class _Seen:
-    """The tags of one file, under handles of their own."""
+    """The tags of one file: which the table knows, and those that it will get when all else is read."""
 
-    def __init__(self) -> None:
-        self.table = TagTable()
-        self.known: dict[tuple[str, str], int] = {}
+    def __init__(self, table: TagTable) -> None:
+        self.table = table
+        self.prefix: dict[str, str] = {}
+        self.number: dict[tuple[str, str], int] = {}
+        self.known: list[int] = []
+        self.new: dict[int, Tag] = {}
 
     def handle(self, source: str, node: str) -> int:
-        handle = self.known.get((source, node))
-        if handle is None:
-            handle = self.known[source, node] = self.table.add(_tag(source, node))
-        return handle
+        """Return the number of a tag within the file; see `settle`."""
+        number = self.number.get((source, node))
+        if number is None:
+            number = self.number[source, node] = len(self.known)
+            if source not in self.prefix:  # all identities of a source begin alike
+                self.prefix[source] = Tag(source, "", "").identity.partition("\n")[0]
+            known = self.table.find(f"{self.prefix[source]}\n{node}")
+            self.known.append(0 if known is None else known)
+            if known is None:
+                self.new[number] = _tag(source, node)
+        return number
+
+    def settle(self, facts: Iterable[Tag]) -> NDArray[np.uint32]:
+        """Add the new tags, with facts where there are any; return handles of the table by number."""
+        told = {tag.identity: tag for tag in facts}
+        for number, tag in self.new.items():
+            self.known[number] = self.table.add(told.get(tag.identity, tag))
+        return np.array(self.known, np.uint32)
 
 
 def _tag(source: str, node: str) -> Tag:
@@ -527,19 +547,6 @@ def _tag(source: str, node: str) -> Tag:
     if tag.node != node or identifier[:2] not in ("i=", "s=", "g=", "b="):
         raise Corrupt(f"{node[:200]!r} of {source[:200]!r} is not a tag; nsu=<namespace URI>;<identifier> is")
     return tag
-
-
-def _known(batch: Batch, seen: TagTable, tags: TagTable, data: bytes) -> tuple[Batch, TagTable]:
-    """Translate handles of the file into those of the table, and only now add to the table."""
-    if any(tags.find(identity) is None for identity in seen.identities) and (facts := read_facts(data)):
-        for tag in decode_facts(facts)[0]:
-            if seen.find(tag.identity) is not None:
-                seen.add(tag)
-    place = np.zeros(len(seen), np.uint32)
-    for i, identity in enumerate(seen.identities):
-        known = tags.find(identity)
-        place[i] = tags.add(seen[i]) if known is None else known
-    return replace(batch, handle=place[batch.handle]), tags
 
 
 # --- the footer ---------------------------------------------------------------------------------------
