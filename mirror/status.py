@@ -10,7 +10,7 @@ from __future__ import annotations
 
 
 def status_name(code: int) -> str:
-    """Return the name of a status code (0 to 2**32 - 1), or `0x80ABCDEF` for one that has none here."""
+    """Return the name of a status code (0 to 2**32 - 1), or `0x8FAB0480` for one that has none here."""
     return _NAMES.get(code >> 16) or f"0x{code:08X}"
 
 

@@ -17,6 +17,7 @@ import base64
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -155,12 +156,10 @@ def _extension_plain(value: Mapping[str, Any], structures: Mapping[str, Structur
     definition, body = structures.get(value["type"]), value["body"]
     if definition is not None and body is not None and "xml" not in value and depth < NESTING_MAX:
         reader = Reader(body)
-        try:
+        with suppress(Corrupt):
             plain = _structure(reader, definition, structures, depth + 1)
-        except Corrupt:
-            plain = None
-        if plain is not None and reader.pos == len(body):
-            return plain
+            if reader.pos == len(body):
+                return plain
     return {"type": value["type"], "body": None if body is None else base64.b64encode(body).decode()}
 
 

@@ -9,7 +9,8 @@ times are preferred, so that equal keys, the hard case of every order, are commo
 from __future__ import annotations
 
 import struct
-from functools import cache
+from functools import cache, partial
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -183,10 +184,11 @@ def rows(handles: int = 6, *, ahead: bool = True, null_both: bool = True) -> st.
     """One row: (handle, source, server, source_ps, server_ps, status, flags, kind, bits or bytes)."""
     nulls = [0, 0, 0, SOURCE_NULL, SERVER_NULL] + [SOURCE_NULL | SERVER_NULL] * null_both
     flags = st.sampled_from([*nulls, *nulls, *nulls] + [n | AHEAD for n in nulls] * ahead)
-    fixed = [st.tuples(st.just(int(k)), scalar_bits(k)) for k in SCALARS]
+    # Mapped, since one_of within one_of would give each of the 13 types as much weight as all of the heap.
+    fixed = st.one_of([st.tuples(st.just(int(k)), scalar_bits(k)) for k in SCALARS]).map(tuple)
     no_value = st.sampled_from([(0, 0), (NO_VALUE, 0)])
     picoseconds = st.sampled_from((0, 0, 0, 1, 9999, 65535))
-    value = st.one_of(no_value.map(lambda v: (0, *v)), st.one_of(fixed), st.one_of(fixed), heap_bodies())
+    value = st.one_of(no_value.map(lambda v: (0, *v)), fixed, fixed, heap_bodies())
     columns = (st.integers(0, handles - 1), stamps(), stamps(), picoseconds, picoseconds, statuses(), flags, value)
     return st.tuples(*columns).map(_row)
 
@@ -212,6 +214,65 @@ def from_rows(drawn: list[tuple[Any, ...]]) -> Batch:
     return Batch(*columns)
 
 
+def _hard_values() -> list[tuple[int, Any]]:
+    """Values that somebody once got wrong: (kind, bits or body)."""
+    found: list[tuple[int, Any]] = [(0, 0), (1, 0), (1, 1)]
+    found += [(int(Kind.FLOAT), bits) for bits in FLOATS] + [(int(Kind.DOUBLE), bits) for bits in DOUBLES]
+    for kind in SCALARS:
+        top = 1 << 8 * int(FIXED_WIDTH[kind]) - 1  # its sign bit, where the type has a sign
+        signed = kind in (Kind.SBYTE, Kind.INT16, Kind.INT32, Kind.INT64, Kind.DATETIME)
+        if kind not in (Kind.BOOLEAN, Kind.FLOAT, Kind.DOUBLE):
+            found += [(int(kind), v % 2**64) for v in ((-top, -1, 0, top - 1) if signed else (0, top, 2 * top - 1))]
+    plain: dict[int, tuple[Any, ...]] = {
+        Kind.STRING: (None, "", "läuft", "\udcff"), Kind.GUID: ("72962b91-fa75-4ae6-8d28-b404dc7daf63",),
+        Kind.BYTESTRING: (None, b"", b"\0\xff" * 200), Kind.XMLELEMENT: ("<a/>",), Kind.NODEID: ("ns=2;s=a", "i=85"),
+        Kind.EXPANDEDNODEID: ("svr=1;nsu=urn:x;i=5",), Kind.QUALIFIEDNAME: ({"namespace": 1, "name": None},),
+        Kind.LOCALIZEDTEXT: ({"locale": "de", "text": "x"},), Kind.DATAVALUE: ({"value": {"kind": 6, "value": 5}},),
+        Kind.EXTENSIONOBJECT: ({"type": "ns=2;i=5001", "body": b"\1"}, {"type": "i=0", "body": None}),
+        Kind.VARIANT: ({"kind": 12, "value": "v"},), Kind.DIAGNOSTICINFO: ({"symbolic_id": 3},),
+        Kind.DOUBLE: (1.5, -0.0),
+    }  # fmt: skip
+    for builtin, items in plain.items():
+        found += [(builtin, encode(builtin, item)) for item in items if IN_HEAP[builtin]]
+        array, matrix = builtin | ARRAY, builtin | ARRAY | DIMENSIONS
+        found += [(array, encode(array, value)) for value in (None, [], list(items))]
+        found.append((matrix, encode(matrix, [list(items)] * 2)))
+    return found
+
+
+HARD_VALUES = _hard_values()
+HARD_STAMPS = (
+    0,
+    1,
+    -1,
+    INT64_MIN,
+    INT64_MAX,
+    MAX_DATETIME_TICKS,
+    UNIX_EPOCH_TICKS,
+    NOW_TICKS - DAY,
+    NOW_TICKS + 3650 * DAY,
+)
+
+
+def random_batch(seed: int, size: int, handles: int, *, ahead: bool, null_both: bool) -> Batch:
+    """Return `size` rows full of hard values; Hypothesis alone draws two or three rows and seldom those."""
+    dice, drawn = Random(seed), []
+    nulls = [0, 0, 0, SOURCE_NULL, SERVER_NULL] + [SOURCE_NULL | SERVER_NULL] * null_both
+    for _ in range(size):
+        source, server = (
+            dice.choice(HARD_STAMPS) if dice.random() < 0.2 else NOW_TICKS + dice.randrange(6) * SECOND
+            for _ in range(2)
+        )
+        status = 0 if dice.random() < 0.6 else 1 << dice.randrange(32) if dice.random() < 0.5 else dice.getrandbits(32)
+        kind, value = dice.choice(HARD_VALUES)
+        flags = dice.choice(nulls) | (AHEAD if ahead and dice.random() < 0.1 else 0)
+        ps = [dice.choice((0, 0, 0, 1, 65535)) for _ in range(2)]
+        drawn_value = (0, dice.choice((0, NO_VALUE)), 0) if kind == 0 else (kind, value)
+        drawn.append(_row((dice.randrange(handles), source, server, *ps, status, flags, drawn_value)))
+    return from_rows(drawn)
+
+
+@cache
 def batches(
     max_size: int = 24, handles: int = 6, *, min_size: int = 0, ahead: bool = True, null_both: bool = True
 ) -> st.SearchStrategy[Batch]:
@@ -225,7 +286,9 @@ def batches(
         null_both: Whether a row may have neither time stamp.
     """
     drawn = st.lists(rows(handles, ahead=ahead, null_both=null_both), min_size=min_size, max_size=max_size)
-    return drawn.map(from_rows)
+    make = partial(random_batch, handles=handles, ahead=ahead, null_both=null_both)
+    sizes = st.sampled_from(sorted({min_size, (min_size + max_size) // 2, max_size}))
+    return st.one_of(drawn.map(from_rows), st.builds(make, st.integers(0, 2**32), sizes))
 
 
 def table(handles: int = 6) -> TagTable:

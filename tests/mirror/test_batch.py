@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from mirror.batch import (
@@ -19,6 +19,7 @@ from mirror.batch import (
     FIXED_WIDTH,
     IN_HEAP,
     NO_HEAP,
+    SOURCE_NULL,
     Batch,
     Heap,
     Kind,
@@ -29,7 +30,7 @@ from mirror.batch import (
     ordered_digest,
     take,
 )
-from tests.mirror.batches import batches, from_rows, table
+from tests.mirror.batches import DAY, DOUBLES, FLOATS, INT64_MAX, INT64_MIN, NOW_TICKS, batches, from_rows, table
 
 COLUMNS = ("handle", "source_ticks", "server_ticks", "source_ps", "server_ps", "status", "flags", "kind")
 TABLE = table()
@@ -119,8 +120,8 @@ def test_rows_that_differ_in_one_key_only_are_ordered_by_it() -> None:
     rows = [(*base[:i], base[i] + 1, *base[i + 1 :]) for i in (0, 1, 2, 3, 4, 5, 8)]
     heap = [(0, 9, 9, 9, 9, 9, 0, int(Kind.STRING), text) for text in (b"b", b"a", b"ab", b"a")]
     batch = from_rows([base, *rows, *heap])
-    for seed in range(20):
-        shuffled = take(batch, np.random.default_rng(seed).permutation(len(batch)))
+    for trial in range(20):
+        shuffled = take(batch, np.random.default_rng(trial).permutation(len(batch)))
         order = canonical_order(shuffled, TABLE.rank)
         keys = [plain_key(shuffled, row) for row in order.tolist()]
         assert keys == sorted(keys)
@@ -200,3 +201,38 @@ def test_a_fixed_value_takes_its_width_on_the_wire_and_arrays_lie_in_the_heap() 
         assert IN_HEAP[kind] == (FIXED_WIDTH[kind] == 0)
         assert IN_HEAP[kind | ARRAY] and IN_HEAP[kind | ARRAY | DIMENSIONS]
     assert not IN_HEAP[Kind.NULL]
+
+
+def hard_cases(batch: Batch) -> set[object]:
+    """Name the cases that a batch holds and that somebody once got wrong."""
+    found: set[object] = set()
+    for *times, source_ps, server_ps, status, flags, kind, value in listed(batch):
+        found |= {kind & 0x3F, ("shape", kind & 0xC0), ("flags", flags)}
+        found |= {("status bit", bit) for bit in range(32) if status >> bit & 1}
+        found |= {("ps", source_ps > 0, server_ps > 0), *(("time", t) for t in times[1:])}
+        if not kind & (ARRAY | DIMENSIONS):
+            found.add((kind, value))
+    return found
+
+
+def test_the_strategies_reach_the_hard_cases() -> None:
+    found: set[object] = set()
+
+    @settings(max_examples=400, database=None, phases=[Phase.generate])
+    @seed(1)
+    @given(batches())
+    def collect(batch: Batch) -> None:
+        found.update(hard_cases(batch))
+        steps = np.diff(batch.source_ticks[batch.flags & SOURCE_NULL == 0].astype(np.float64))
+        found.add(("backwards", bool((steps < 0).any())))
+
+    collect()
+    wanted: set[object] = {*range(26), *(("shape", shape) for shape in (0, ARRAY, ARRAY | DIMENSIONS))}
+    wanted |= {("flags", f) for f in (0, 1, 2, 3, 4, AHEAD, AHEAD | 3)} | {("ps", True, True), ("backwards", True)}
+    wanted |= {("status bit", bit) for bit in range(32)}
+    wanted |= {("time", t) for t in (INT64_MIN, INT64_MAX, 0, NOW_TICKS + 3650 * DAY, NOW_TICKS - DAY)}
+    wanted |= {(Kind.STRING, b"\xff" * 4), (Kind.STRING, b"\0" * 4), (Kind.UINT64, b"\xff" * 8)}
+    wanted |= {(Kind.DATETIME, (2**63).to_bytes(8, "little")), (Kind.DATETIME, (2**63 - 1).to_bytes(8, "little"))}
+    wanted |= {(Kind.FLOAT, bits.to_bytes(4, "little")) for bits in FLOATS}
+    wanted |= {(Kind.DOUBLE, bits.to_bytes(8, "little")) for bits in DOUBLES}
+    assert wanted <= found, wanted - found
