@@ -297,6 +297,10 @@ class Promise:
             pushed = pushed | self._by_grade.get((Key(*key), grade), _EMPTY)
         return pushed
 
+    def claimed(self, key: tuple[str, str, str], grade: Grade) -> IntervalSet:
+        """Return the publish times that were claimed under one grade."""
+        return self._by_grade.get((Key(*key), grade), _EMPTY)
+
     def keys(self) -> set[Key]:
         """Return every stream, timeline and origin of which something was pushed."""
         return {key for key, _ in self._by_grade}
