@@ -95,6 +95,15 @@ def test_columns_that_say_nothing_take_no_bytes() -> None:
     assert uniform(100_000) == uniform(1)
 
 
+def test_a_burst_of_rows_without_any_time_widens_no_column() -> None:
+    batch = next(mix(1_000, 1))
+    batch.source_ticks[:] = batch.server_ticks - 1_000  # no stale ones: the columns are narrow
+    before = len(chunk.encode(batch))
+    batch.source_ticks[100:150] = batch.server_ticks[100:150] = 0
+    batch.flags[100:150] = SOURCE_NULL | SERVER_NULL
+    assert len(chunk.encode(batch)) < before
+
+
 def test_ahead_survives_although_it_is_not_content() -> None:
     batch = Batch.zeros(2)
     batch.flags[:] = [AHEAD, AHEAD | SERVER_NULL]
