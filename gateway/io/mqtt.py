@@ -180,6 +180,9 @@ class Link:
                 client.username_pw_set(broker.user, password)
             clean: dict[str, Any] = {"clean_start": True} if self._version is MQTTProtocolVersion.MQTTv5 else {}
             client.connect(*broker.address, keepalive=broker.keepalive_s, **clean)
+            connection = client.socket()
+            if isinstance(connection, socket.socket):  # a message shall not wait for the answer to the one before
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._unanswered += 1  # until the CONNACK is read
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError, a bad host name a ValueError
             self._ended(str(error) or repr(error))
@@ -219,6 +222,11 @@ class Link:
         if connection is not None:
             connection.close()
             self._client.loop_read()  # lets paho find out
+
+    def forget(self) -> None:
+        """Drop the messages under way, once the connection has ended: somebody else speaks now."""
+        assert self.phase is Phase.CLOSED
+        self._client, self.inflight = None, 0
 
     def other_version(self) -> bool:
         """Change to the other version of MQTT if the broker may have left because of this one.

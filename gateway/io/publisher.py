@@ -185,6 +185,7 @@ class Publisher:
         if self._paused:
             link.close("paused", polite=True)
             self._follow(now)
+            link.forget()
             self._wait(None)
         elif link.phase is Phase.CLOSED:
             if now >= self._retry_at:

@@ -1,5 +1,7 @@
 """The last row of each tag, and never more rows than a bound."""
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,13 +19,8 @@ def numbers(handles: list[int], values: list[int]) -> Batch:
 def texts(handles: list[int], values: list[bytes]) -> Batch:
     batch = numbers(handles, list(range(len(handles))))
     batch.kind[:] = Kind.STRING
-    heap = Heap.of([len(v).to_bytes(4, "little") + v for v in values])
-    return Batch(*(getattr(batch, c) for c in _COLUMNS), heap)
+    return replace(batch, heap=Heap.of([len(v).to_bytes(4, "little") + v for v in values]))
 
-
-_COLUMNS = (
-    "handle", "source_ticks", "server_ticks", "source_ps", "server_ps", "status", "flags", "kind", "bits",
-)  # fmt: skip
 
 batches = st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 99)), max_size=8), max_size=8)
 

@@ -1,5 +1,6 @@
 """Topics and keys stay legal and different whatever a server calls its nodes."""
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -102,7 +103,8 @@ def test_only_selected_tags_have_a_topic() -> None:
     options = Options(tag_topics="selected")
 
     def chosen(*patterns: str) -> list[bool]:
-        return Names(enumerate(tags), options, {"d": Place(tag_topics=patterns)}).tagged.tolist()
+        tagged: list[bool] = Names(enumerate(tags), options, {"d": Place(tag_topics=patterns)}).tagged.tolist()
+        return tagged
 
     assert chosen() == [False] * 4
     assert chosen("Speed") == [True, False, False, False]
@@ -112,7 +114,7 @@ def test_only_selected_tags_have_a_topic() -> None:
     assert chosen("Motor/**", "Speed") == [True, True, True, False]
     assert chosen("**") == [True] * 4
     assert chosen("Spee.") == [False] * 4
-    assert Names(enumerate(tags), Options(tag_topics="none"), {"d": Place(tag_topics=["**"])}).tagged.any() == False  # noqa: E712
+    assert not Names(enumerate(tags), Options(tag_topics="none"), {"d": Place(tag_topics=["**"])}).tagged.any()
 
 
 def test_empty_levels_of_the_plant_keep_the_depth() -> None:
@@ -121,8 +123,6 @@ def test_empty_levels_of_the_plant_keep_the_depth() -> None:
 
 
 def test_handles_without_a_name_have_no_device() -> None:
-    import numpy as np
-
     n = Names([(3, tag("x"))], Options())
     assert n.known(np.array([0, 3, 4, 2**32 - 1], np.uint32)).tolist() == [-1, 0, -1, -1]
     assert Names([], Options()).known(np.array([0, 7], np.uint32)).tolist() == [-1, -1]

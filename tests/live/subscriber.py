@@ -53,20 +53,25 @@ class Subscriber:
 
     def _on_message(self, client: Any, userdata: Any, message: paho.MQTTMessage) -> None:
         with self._news:
-            self.heard.append(Heard(message.topic, message.payload, message.qos, message.retain))
+            self.heard.append(Heard(message.topic, bytes(message.payload), message.qos, message.retain))
             self._news.notify_all()
 
     def wait(self, condition: Callable[[Heard], bool], count: int = 1) -> list[Heard]:
         """Return the messages that meet a condition once there are so many of them."""
+        found: list[Heard] = []
+        looked = 0
 
         def enough() -> bool:
-            return len([h for h in self.heard if condition(h)]) >= count
+            nonlocal looked
+            found.extend(h for h in self.heard[looked:] if condition(h))
+            looked = len(self.heard)
+            return len(found) >= count
 
         with self._news:
             if not self._news.wait_for(enough, WAIT_S):
                 last = [(h.topic, h.payload[:80]) for h in self.heard[-10:]]
-                raise AssertionError(f"only {len(self.heard)} messages, the last {last}")
-            return [h for h in self.heard if condition(h)]
+                raise AssertionError(f"{len(found)} of {count} among {len(self.heard)} messages, the last {last}")
+            return found
 
     def on(self, topic_end: str, payload: bytes | None = None, count: int = 1) -> list[Heard]:
         """Wait for messages on topics that end so, with that payload if one is given."""
