@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -194,10 +195,8 @@ def state_batch(rows: Sequence[tuple[SqlValue, ...]]) -> tuple[Batch, NDArray[np
     batch.flags[:] = flags
     batch.kind[:] = kind
     entries: list[bytes] = []
-    bits = [_bits(k, v, e, entries) for k, v, e in zip(kind, value, exact, strict=True)]
-    batch.bits[:] = bits
-    columns = {name: getattr(batch, name) for name in Batch.__slots__}
-    return Batch(**{**columns, "heap": Heap.of(entries)}), np.array(chunk, np.int64)
+    batch.bits[:] = [_bits(k, v, e, entries) for k, v, e in zip(kind, value, exact, strict=True)]
+    return replace(batch, heap=Heap.of(entries)), np.array(chunk, np.int64)
 
 
 def _values_of_kind(

@@ -319,14 +319,17 @@ def _narrow(bounds: Bounds, column: int, op: int, value: SqlValue) -> None:
     """Take one condition on a ranged column into the bounds; what is not understood is left to SQLite."""
     if column == _TIME:
         first = _ticks_of_time(value)
-        span = None if first is None else (first, first + 9)  # the text has cut off what is below a microsecond
+        if first is None:
+            return
+        # The text has cut off what is below a microsecond, so that even `<` may need a bit more.
+        low, high = first, first + 9
+    elif isinstance(value, int):
+        low, high = value + (op == _GT), value - (op == _LT)
     else:
-        span = (value, value) if isinstance(value, int) else None
-    if span is None:
         return
-    low = _TICKS_MIN if op in (_LT, _LE) else span[0]
-    high = _TICKS_MAX if op in (_GT, _GE) else span[1]
-    bounds.between(column, max(low, _TICKS_MIN), min(high, _TICKS_MAX))
+    low = _TICKS_MIN if op in (_LT, _LE) else min(low, _TICKS_MAX)
+    high = _TICKS_MAX if op in (_GT, _GE) else max(high, _TICKS_MIN)
+    bounds.between(column, low, high)
 
 
 _TIME_TEXT = re.compile(r"\d{4}(-\d\d(-\d\d( \d\d(:\d\d(:\d\d(\.\d{1,6})?)?)?)?)?)?")
