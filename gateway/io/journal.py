@@ -61,6 +61,8 @@ STATE_ROWS_MAX = 4_000  # and at most so many, or a commit would take too long
 WAL_PAGES = 1_000  # a WAL of so many pages (4 MiB) is due for a checkpoint
 CLOCK_AHEAD_MAX_S = 86_400  # receive times further in the future than this come from a clock that was wrong
 
+LOG_FACT = "log.followed"
+
 _INSERT_CHUNK = (
     "INSERT INTO chunk (seq, lane, pub_from, pub_to, received_s, n, t0, t1, h0, h1, size, body)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -348,6 +350,23 @@ class Journal:
         assert self._open
         assert epoch > self.epoch()[0], "epochs only grow"
         self._db.execute("INSERT OR REPLACE INTO epoch (id, epoch, incarnation) VALUES (0, ?, ?)", (epoch, incarnation))
+
+    def follow_log(self, name: str, claims: Sequence[Coverage] = ()) -> None:
+        """Make `chain` and `promise` those of the log `name`; what is known of another log is forgotten.
+
+        Args:
+            name: Identity of the log: store, bucket and place in it.
+            claims: What this log promises as far as it is known; used when it becomes the followed one.
+        """
+        assert self._open
+        if self._db.execute("SELECT value FROM fact WHERE name = ?", (LOG_FACT,)).get == name.encode():
+            return
+        self._joined.clear()
+        self._db.execute("DELETE FROM chain")
+        self._db.execute("DELETE FROM promise")
+        self.set_fact(LOG_FACT, name.encode())
+        for claim in claims:
+            self._join("promise", claim)
 
     def add_chain(self, row: ChainRow, claims: Sequence[Coverage] = ()) -> None:
         """Append one verified segment of the log and what it promises; the same again changes nothing."""
