@@ -19,12 +19,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from gateway.decode import open_answer
 from mirror.batch import Kind
 from mirror.errors import ConfigError, Corrupt
 from mirror.variant import Structure, StructureField
 from mirror.wire import Reader
 
 DEPTH_MAX = 64
+_VARIABLE = 2  # NodeClass
+_HAS_PROPERTY = "i=46"
 _IDENTIFIER = re.compile(r"^(?:i=\d{1,10}|s=.+|g=[0-9a-fA-F-]{36}|b=[A-Za-z0-9+/=]+)$", re.DOTALL)
 
 
@@ -59,6 +62,66 @@ class Reference(NamedTuple):
     is_property: bool
 
 
+class BrowseResult(NamedTuple):
+    """What a Browse or BrowseNext said of one node.
+
+    Attributes:
+        status: StatusCode of this node's part.
+        continuation: Where the server goes on when asked with it; empty at the end.
+        references: Those that lead to this server's own nodes.
+    """
+
+    status: int
+    continuation: bytes
+    references: list[Reference]
+
+
+def read_browse(body: bytes, count: int, namespaces: Sequence[str], *, next_page: bool = False) -> list[BrowseResult]:
+    """Decode a BrowseResponse, or a BrowseNextResponse.
+
+    Args:
+        body: The response from its TypeId on.
+        count: Number of nodes in the request.
+        namespaces: Where targets are named by URI: the server's NamespaceArray; others are left out.
+
+    Raises:
+        Corrupt: The bytes are no such response.
+    """
+    pos = open_answer(body, *((536, "BrowseNextResponse") if next_page else (530, "BrowseResponse")))
+    reader = Reader(body)
+    reader.pos = pos
+    if reader.count(Kind.BYTE) != count:
+        raise Corrupt(f"browse results where {count} were asked for do not come")
+    results = []
+    for _ in range(count):
+        status, continuation = reader.number(Kind.STATUSCODE), reader.bytestring() or b""
+        references = [_reference(reader, namespaces) for _ in range(reader.count(Kind.BYTE))]
+        results.append(BrowseResult(status, continuation, [r for r in references if r is not None]))
+    return results
+
+
+def _reference(reader: Reader, namespaces: Sequence[str]) -> Reference | None:
+    reference_type = reader.nodeid()
+    reader.boolean()
+    target = reader.expanded()
+    name = reader.qualified()["name"] or ""
+    reader.localized()
+    node_class = reader.number(Kind.INT32)
+    reader.expanded()
+    if target.startswith("svr="):
+        return None
+    if target.startswith("nsu="):
+        uri, _, identifier = target[4:].partition(";")
+        if _unescaped(uri) not in namespaces:
+            return None
+        target = node_text(namespaces.index(_unescaped(uri)), identifier)
+    return Reference(target, name, node_class == _VARIABLE, reference_type == _HAS_PROPERTY)
+
+
+def _unescaped(uri: str) -> str:
+    return uri.replace("%3B", ";").replace("%3b", ";").replace("%25", "%")
+
+
 def parse_root(text: str) -> Root:
     """Read `ns=2;s=Press7/**`, `nsu=http://example.org/press/;s=Press7/*` or `i=85/**`.
 
@@ -75,7 +138,7 @@ def parse_root(text: str) -> Root:
     if head.startswith("ns=") and head[3:].isdigit():
         namespace = int(head[3:])
     elif head.startswith("nsu=") and len(head) > 4:
-        namespace = head[4:].replace("%3B", ";").replace("%3b", ";").replace("%25", "%")
+        namespace = _unescaped(head[4:])
     else:
         rest = node
     if not _IDENTIFIER.match(rest):

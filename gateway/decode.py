@@ -292,7 +292,7 @@ def read_values(body: bytes, count: int) -> Batch:
         Corrupt: The bytes are not a ReadResponse of so many values, or one with a bad ServiceResult.
     """
     try:
-        pos = _answer(body, _READ_RESPONSE, "ReadResponse")
+        pos = open_answer(body, _READ_RESPONSE, "ReadResponse")
         walk = Walk(body, bare=True)
         walk.items(pos, len(body), count)
     except (struct.error, IndexError) as error:
@@ -314,7 +314,7 @@ def read_history(body: bytes, count: int, rows_max: int) -> list[HistoryResult]:
         One result for each node, in the order of the request.
     """
     try:
-        pos = _answer(body, _HISTORY_READ_RESPONSE, "HistoryReadResponse")
+        pos = open_answer(body, _HISTORY_READ_RESPONSE, "HistoryReadResponse")
         (n,) = _I32.unpack_from(body, pos)
         pos += 4
         if n != count:
@@ -344,7 +344,15 @@ def _history_data(body: bytes, type_id: int, pos: int, end: int, rows_max: int) 
     return walk.gather()
 
 
-def _answer(body: bytes, expected: int, name: str) -> int:
+def response_ticks(body: bytes) -> int:
+    """Return the Timestamp of a response's header. Raises Corrupt."""
+    try:
+        return _response_header(body, _type_id(body, 0)[1])[0]
+    except (struct.error, IndexError) as error:
+        raise Corrupt(f"response of {len(body)} bytes ends early: {error}") from error
+
+
+def open_answer(body: bytes, expected: int, name: str) -> int:
     """Check type and ServiceResult of a response and return where its parameters begin."""
     type_id, pos = _type_id(body, 0)
     _, result, pos = _response_header(body, pos)
