@@ -37,9 +37,9 @@ __all__ = ["decode", "decode_facts", "encode", "encode_facts", "footer_size", "r
 
 FORMAT = "1"
 ROW_GROUP_ROWS = 32_768
-ROWS_MAX = 16 * 1024 * 1024
+ROWS_MAX = 4 * 1024 * 1024
 RAW_BYTES_MAX = 2 * 1024**3  # of all columns, uncompressed, as the footer claims
-HEAP_BYTES_MAX = 1024**3  # offsets of Arrow's strings have 32 bits
+HEAP_BYTES_MAX = 256 * 1024**2  # as text it may be some times larger, and Arrow's strings have 32-bit offsets
 FOOTER_BYTES_MAX = 64 * 1024**2  # header and facts stand there, so this bounds both
 
 UNIX_EPOCH_TICKS = 116_444_736_000_000_000

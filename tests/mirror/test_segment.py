@@ -16,6 +16,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mirror import segment
 from mirror.batch import (
@@ -123,6 +124,27 @@ def test_text_is_the_readable_form_of_every_heap_value(batch: Batch) -> None:
             assert text[i] is None
         else:
             assert text[i] == readable(kind, body)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(batches(max_size=30), st.randoms(use_true_random=False))
+def test_the_same_content_is_the_same_file_whatever_its_order(batch: Batch, shuffle: random.Random) -> None:
+    order = list(range(len(batch)))
+    shuffle.shuffle(order)
+    other = take(batch, np.array(order, np.int64))
+    assert segment.encode(batch, TAGS, HEADER) == segment.encode(other, TAGS, HEADER)
+
+
+def test_more_names_and_texts_than_a_dictionary_holds_survive() -> None:
+    n = 30_000
+    tags = TagTable(Tag("urn:s" * 20, "urn:n", f"s={'x' * 120}{i}") for i in range(n))
+    texts = [encode(Kind.STRING, f"{'y' * 120}{i}" if i % 3 else None) for i in range(n)]
+    batch = from_rows([(i, NOW_TICKS, NOW_TICKS, 0, 0, 0, 0, Kind.STRING, texts[i]) for i in range(n)])
+    data = segment.encode(batch, tags, HEADER)
+    names = pq.read_metadata(pa.BufferReader(data)).row_group(0).column(1)
+    assert names.total_uncompressed_size > 2 * 1024**2, "the limit of a dictionary is 1 MiB"
+    assert equal(segment.decode(data, tags)[0], ordered(batch, tags))
+    assert segment.decode(data)[1].tags == [tags[h] for h in np.argsort(tags.rank).tolist()]
 
 
 def test_rows_survive_across_row_groups_with_heap_and_stale_stamps() -> None:
