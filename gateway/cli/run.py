@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
@@ -34,6 +35,7 @@ def run(options: argparse.Namespace) -> int:
     from gateway.io.runtime import Gateway
 
     config = load(options.config)
+    logging.getLogger("asyncua").setLevel(logging.CRITICAL)  # what matters of it comes as errors, and is an event
     gateway = Gateway(config)
 
     def ready() -> None:

@@ -175,7 +175,7 @@ class Ingest:
         Args:
             stream: Stream id.
             statuses: StatusCode of the refusal by handle.
-            server_ticks: When the server said so, or 0.
+            server_ticks: When the server said so, 0 if it did not tell.
         """
         rows = Batch.zeros(len(statuses))
         rows.handle[:] = list(statuses)

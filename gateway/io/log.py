@@ -19,6 +19,7 @@ EVENTS = {
     "source.connected": "a session exists",
     "source.lost": "the session or connection broke",
     "source.refused": "the server cannot be reached or refuses; tried again later",
+    "source.root_missing": "a configured root does not exist on the server",
     "source.browsed": "the tags of a source are known",
     "stream.subscribed": "a new subscription delivers",
     "stream.resumed": "the former subscription delivers again",
@@ -35,7 +36,11 @@ EVENTS = {
     "push.fenced": "somebody with a higher epoch writes the log; this gateway stopped pushing",
     "push.refused": "the store cannot be pushed to until somebody changes something",
     "mqtt.connected": "the broker accepted the connection",
-    "mqtt.lost": "the broker is away",
+    "mqtt.connect_failed": "the broker cannot be reached or refuses; tried again later",
+    "mqtt.disconnected": "the broker is away",
+    "mqtt.taken_over": "another client with the same id is at the broker; this one stays away",
+    "mqtt.message_refused": "the broker refused a message and said why",
+    "mqtt.failed": "a round of publishing was given up because of an error in this program",
 }
 
 structlog.configure(

@@ -435,7 +435,7 @@ class Connection:
         request = ua.BrowseRequest()
         request.Parameters.NodesToBrowse = [
             ua.BrowseDescription(
-                _node_id(n), direction, ua.NodeId(ua.Int32(reference)), True, classes, ua.BrowseResultMask.All
+                _node_id(n), direction, reference, True, classes, ua.BrowseResultMask.All
             )
             for n in nodes
         ]

@@ -17,18 +17,26 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from gateway import sampler
-from gateway.config import Config
+from gateway.config import Config, Sync
 from gateway.formats.names import Names, Options, Place
 from gateway.io.ingest import Durable, Ingest
 from gateway.io.journal import Journal
+from gateway.io.keys import signing_key
 from gateway.io.log import log
-from gateway.io.mqtt import Broker, Publisher
+from gateway.io.mqtt import Broker
+from gateway.io.publisher import Publisher
+from gateway.io.push import Pusher, Surroundings
+from gateway.io.push import Status as PushStatus
 from gateway.io.reader import JournalReader
 from gateway.io.source import SourceRunner
+from gateway.sync import Policy
 from mirror.coverage import Promise
 from mirror.errors import ConfigError, MirrorError, Unavailable
+from mirror.io.s3 import S3Settings, S3Store, together
+from mirror.layout import Layout
 
 JOURNAL = "mirror.db"
 TRIM_S = 60.0
@@ -69,6 +77,7 @@ class Gateway:
         ]  # fmt: skip
         self._of_stream: dict[str, SourceRunner] = {}
         self.publisher = self._publisher() if config.mqtt.url else None
+        self.pusher = self._pusher() if config.sync.bucket else None
 
     async def run(self, stop: asyncio.Event, ready: Callable[[], None] = lambda: None) -> None:
         """Mirror until `stop` is set.
@@ -84,6 +93,8 @@ class Gateway:
             if self.publisher is not None:
                 self.publisher.start(self.epoch)
                 self.publisher.tell("role", b'{"role":"PRIMARY","epoch":%d}' % self.epoch)
+            if self.pusher is not None:
+                self.pusher.start()
             log("gateway.started", replica=self.config.replica.name, epoch=self.epoch)
             tasks = [asyncio.create_task(source.run(), name=source.config.name) for source in self.sources]
             tasks += [asyncio.create_task(self._trim()), asyncio.create_task(self._guard())]
@@ -101,6 +112,8 @@ class Gateway:
             log("gateway.stopped", replica=self.config.replica.name)
 
     def _close(self) -> None:
+        if self.pusher is not None:
+            self.pusher.stop()
         self.ingest.stop()
         if self.publisher is not None:
             self.publisher.stop()
@@ -147,7 +160,16 @@ class Gateway:
         else:
             self.publisher.source_lost(source.status.uri)
 
-    async def _trim(self) -> None:
+    async def _open_store(config: Sync) -> S3Store:
+    """Return the bucket for the log."""
+    settings = S3Settings.parse(
+        config.bucket, endpoint=config.endpoint, region=config.region, ca_file=config.ca_file,
+        access_key=read_secret(config.access_key_file), secret_key=read_secret(config.secret_key_file),
+    )  # fmt: skip
+    return S3Store.open(settings)
+
+
+def _trim(self) -> None:
         """Delete what the cloud has and nobody needs here any more, a little at a time."""
         keep_s = self.config.journal.keep_days * 86_400
         while True:
@@ -182,6 +204,32 @@ class Gateway:
         places = {d.name: Place(d.area, d.line, tuple(d.tag_topics)) for source in config.source for d in source.device}
         handles = sorted(h for source in self.sources for h in source.handles)
         return Names([(h, self.journal.tags[h]) for h in handles], options, places, self.journal.structures)
+
+    def _pusher(self) -> Pusher:
+        config, data_dir = self.config, self.path.parent
+        store = _open_store(config.sync)
+        policy = Policy(
+            config.sync.segment_rows, config.sync.segment_mib << 20, config.sync.interval_s.min,
+            config.sync.interval_s.max, config.sync.requests_per_day,
+        )  # fmt: skip
+        return Pusher(
+            store.dialects(), partial(JournalReader.open, self.path), self.ingest,
+            layout=Layout(urlsplit(config.sync.bucket).path.strip("/"), config.group.name),
+            replica=config.replica.name, key=signing_key(data_dir), policy=policy, epoch=self.epoch,
+            incarnation=self.incarnation, on_status=self._pushing, together=together,
+            surroundings=self._surroundings,
+        )  # fmt: skip
+
+    def _surroundings(self) -> Surroundings:
+        """Runs in the push thread."""
+        return Surroundings({s.status.uri: s.status.namespaces for s in self.sources if s.status.uri})
+
+    def _pushing(self, status: PushStatus) -> None:
+        """Runs in the push thread: a log that knows a higher epoch raises ours everywhere."""
+        if status.epoch > self.epoch:
+            self.epoch = status.epoch
+            if self.publisher is not None:
+                self.publisher.resume(self.epoch)
 
     def _publisher(self) -> Publisher:
         mqtt, group = self.config.mqtt, self.config.group

@@ -31,10 +31,11 @@ from gateway.decode import Message, read_publish, read_republish
 from gateway.io.ingest import Ingest, position_name, read_position
 from gateway.io.journal import Journal
 from gateway.io.log import log
-from gateway.io.opcua import Connection, Refused, ServerFacts
+from gateway.io.opcua import Connection
 from gateway.io.reader import JournalReader
 from gateway.plan import Plan
 from gateway.sampler import Effect
+from gateway.server import MonitoredItem, Refused, ServerFacts
 from mirror import chunk
 from mirror.batch import Batch, concat, subtract
 from mirror.coverage import Axis, Coverage, Gap, Grade, Reason, Stream
@@ -92,6 +93,7 @@ class Status:
     name: str
     endpoint: str
     uri: str = ""
+    namespaces: tuple[str, ...] = ()
     connected: bool = False
     since: float = 0.0
     how: str = ""  # created | resumed | transferred
@@ -145,8 +147,6 @@ class SourceRunner:
         self._heard: dict[str, float] = {}
         self._first = True
         self._model: Model | None = None
-        self._history = False
-        self._connection: Connection | None = None
 
     async def run(self) -> None:
         """Keep the source subscribed until cancelled."""
@@ -189,6 +189,7 @@ class SourceRunner:
         connection, alive, how = await self._connect(saved)
         try:
             facts = await connection.server_facts()
+            self.status.namespaces = facts.namespaces
             model, cached = await self._model_of(connection, facts)
             self._use(model)
             streams = await self._subscribe(connection, facts, saved, alive)
@@ -205,12 +206,13 @@ class SourceRunner:
         data = await self._call(lambda journal: journal.load_session(self.config.name))
         return msgspec.msgpack.decode(data, type=Saved) if data else None
 
+    def _connection(self) -> Connection:
+        return Connection(self.config, password=self._password)
+
     async def _connect(self, saved: Saved | None) -> tuple[Connection, dict[int, tuple[int, ...] | None], str]:
         """Return a connection, the subscriptions it still has with what is available, and how it was made."""
-        config = self.config
-        make = partial(Connection, config, password=self._password)
         if saved is not None:
-            connection = make()
+            connection = self._connection()
             try:
                 await connection.resume(saved.secret)
                 return connection, {held.id: None for held in saved.streams.values()}, "resumed"
@@ -219,16 +221,20 @@ class SourceRunner:
             except BaseException:
                 await connection.close(keep_session=True)
                 raise
-        connection = make()
+        connection = self._connection()
         try:
             await connection.connect()
-            if saved is None or not saved.streams:
-                return connection, {}, "created"
-            alive = await connection.transfer([held.id for held in saved.streams.values()])
+            alive = await self._transfer(connection, saved)
         except BaseException:
             await connection.close()
             raise
-        return connection, dict(alive), "transferred" if alive else "created"
+        return connection, alive, "transferred" if alive else "created"
+
+    async def _transfer(self, connection: Connection, saved: Saved | None) -> dict[int, tuple[int, ...] | None]:
+        """Take former subscriptions into a new session, where the server lets us."""
+        if saved is None or not saved.streams:
+            return {}
+        return dict(await connection.transfer([held.id for held in saved.streams.values()]))
 
     async def _model_of(self, connection: Connection, facts: ServerFacts) -> tuple[Model, bool]:
         """Return the tags, browsed now or as browsed before."""
@@ -242,9 +248,15 @@ class SourceRunner:
         return await self._browse(connection, facts, roots), False
 
     async def _browse(self, connection: Connection, facts: ServerFacts, roots: str) -> Model:
-        found = {d.name: await connection.browse(d.name, d.browse, d.exclude) for d in self.config.device}
+        found: dict[str, list[Tag]] = {}
+        for device in self.config.device:
+            found[device.name] = await connection.browse(device.name, device.browse, device.exclude)
+            for root in connection.missing:
+                log("source.root_missing", source=self.config.name, device=device.name, root=root)
+        if not any(found.values()):
+            raise ConfigError(f"source {self.config.name!r}: nothing to mirror below its roots")
         model = Model(roots, facts.uri, found)
-        structures = await connection.structures([t for tags in found.values() for t in tags])
+        structures = await connection.structures()
 
         def keep(journal: Journal) -> None:
             journal.add_tags([tag for tags in found.values() for tag in tags])
@@ -302,6 +314,8 @@ class SourceRunner:
             self._heard[p.id] = time.monotonic()
             if resumed:
                 self._resuming.add(p.id)
+            for gap in await asyncio.to_thread(self._open_gaps, p.id):
+                self._work.put_nowait((p.id, sampler.Backfill(gap)))
             self._ingest.event(p.id, sampler.Subscribed(held.id, facts.start_ticks, resumed, reason, available))
             log("stream.resumed" if resumed else "stream.subscribed", stream=p.id, tags=len(p.items))
         for left in alive:
@@ -319,20 +333,23 @@ class SourceRunner:
         for item in p.items:
             handle = tags.find(item.tag.identity)
             assert handle is not None, "every planned tag has been added to the journal"
-            items.append((handle, item.tag, item.sampling_ms, item.queue_size))
+            items.append(MonitoredItem(handle, item.tag, item.sampling_ms, item.queue_size))
         made = await connection.subscribe(
             p.publishing_ms, items, keep_alive_count=p.keep_alive_count(),
             lifetime_count=p.lifetime_count(self.config.session_timeout_s),
         )  # fmt: skip
-        stream = Stream(p.id, facts.uri, Axis.PUBLISH, made.publishing_ms, made.queue_size_min, made.queue_size_min > 1)
-        refused = made.refused
+        if not made.items:
+            await connection.delete_subscription(made.id)
+            raise ConfigError(f"source {self.config.name!r}: the server monitors none of the {len(items)} tags")
+        queue_size = made.queue_size_min
+        stream = Stream(p.id, facts.uri, Axis.PUBLISH, made.publishing_ms, queue_size, queue_size > 1)
 
         def keep(journal: Journal) -> None:
             journal.save_stream(stream)
 
         await self._call(keep)
-        if refused:
-            self._refuse(p, refused, made.response_ticks)
+        if made.refused:
+            self._refuse(p, made.refused, made.response_ticks)
         return Held(made.id, made.publishing_ms, made.keep_alive_count)
 
     def _refuse(self, p: Plan, refused: dict[int, int], ticks: int) -> None:
@@ -426,15 +443,16 @@ class SourceRunner:
                     await self._backfill(connection, stream, effect.gap)
 
     async def _republish(self, connection: Connection, stream: str, effect: sampler.Republish) -> None:
+        if effect.subscription not in self._by_subscription:
+            return  # asked of a session that is gone
         try:
-            message = read_republish(await connection.republish(effect.subscription, effect.sequence))
+            body = await connection.republish(effect.subscription, effect.sequence)
         except Refused:
-            message = None
-        if message is None or message.sequence != effect.sequence or message.keepalive:
-            # Some servers answer Good and another number, or nothing, for a message they do not have.
+            body = None
+        if body is None:
             self._ingest.event(stream, sampler.NotAvailable(effect.sequence))
         else:
-            self._ingest.message(stream, message, republished=True)
+            self._ingest.message(stream, read_republish(body), republished=True)
 
     async def _backfill(self, connection: Connection, stream: str, gap: Gap) -> None:
         """Read history for a gap, store what is new of it, and close the gap either way."""
@@ -442,25 +460,36 @@ class SourceRunner:
         if p is None or not self.config.history:
             self._ingest.event(stream, sampler.Backfilled(gap, False, "history is not asked for"))
             return
-        wanted = set(gap.tags) if gap.tags is not None else None
-        tags = [i.tag for i in p.items if wanted is None or i.tag.identity in wanted]
-        sampling_ms = max(i.sampling_ms for i in p.items)
-        widen = int((sampling_ms + p.publishing_ms + 1000) * 10_000)
         assert gap.end is not None, "a gap is filled once its end is known"
+        widen = int((max(i.sampling_ms for i in p.items) + p.publishing_ms + 1000) * 10_000)
+        concerned, known = self._of_gap(p, gap), self._ingest.journal.tags
+        failed: dict[int, int] = {}
+        batches: list[Batch] = []
+        rows = 0
         try:
-            rows, batches = 0, []
-            async for batch in connection.history(tags, gap.start - widen, gap.end + widen):
+            tags = [(handle, known[handle]) for handle in await connection.has_history(concerned)]
+            async for batch in connection.history(tags, gap.start - widen, gap.end + widen, failed):
                 rows += len(batch)
                 batches.append(batch)
                 if rows > BACKFILL_ROWS_MAX:
-                    raise Unavailable(f"history holds more than {BACKFILL_ROWS_MAX} samples for the gap")
-        except (Refused, ConfigError) as error:
+                    break
+        except Refused as error:
             self._ingest.event(stream, sampler.Backfilled(gap, False, f"no history: {error}"))
             return
-        found = concat(batches)
-        held = await asyncio.to_thread(self._held, stream, gap, widen)
-        await self._call(partial(self._store_history, stream, gap, subtract(found, held)))
-        self._ingest.event(stream, sampler.Backfilled(gap, True, f"{len(found)} samples in the server's history"))
+        if batches:
+            held = await asyncio.to_thread(self._held, stream, gap, widen)
+            await self._call(partial(self._store_history, stream, gap, subtract(concat(batches), held)))
+        without = len(concerned) - len(tags)
+        complete = not failed and not without and rows <= BACKFILL_ROWS_MAX
+        why = f"{rows} samples in the server's history; {without} tags without, {len(failed)} failed"
+        self._ingest.event(stream, sampler.Backfilled(gap, complete, why))
+
+    def _of_gap(self, p: Plan, gap: Gap) -> list[tuple[int, Tag]]:
+        """Return handle and tag of what a gap concerns."""
+        wanted = set(gap.tags) if gap.tags is not None else None
+        find = self._ingest.journal.tags.find
+        tags = [i.tag for i in p.items if wanted is None or i.tag.identity in wanted]
+        return [(handle, tag) for tag in tags if (handle := find(tag.identity)) is not None]
 
     def _held(self, stream: str, gap: Gap, widen: int) -> Batch:
         """Return what the journal holds from around a gap; runs in a thread."""
@@ -487,6 +516,14 @@ class SourceRunner:
             journal.append(stream, gap.timeline, gap.start, gap.end, origin, new)
             journal.extend(Coverage(stream, gap.timeline, gap.start, gap.end, origin, Grade.HISTORY))
 
+    def _open_gaps(self, stream: str) -> list[Gap]:
+        """Return gaps that nobody has tried to fill, or not to the end; runs in a thread."""
+        reader = JournalReader.open(self._journal_path)
+        try:
+            return [g for g in reader.gaps(open_only=True) if g.stream == stream and g.end is not None]
+        finally:
+            reader.close()
+
     async def _fact(self, name: str) -> bytes | None:
         def read() -> bytes | None:
             reader = JournalReader.open(self._journal_path)
@@ -509,12 +546,12 @@ class SourceRunner:
         del facts
 
     def _lost(self, error: MirrorError) -> None:
-        self.status.last_error = str(error)
+        before, self.status.last_error = self.status.last_error, str(error)
         if self.status.connected:
             self.status.connected = False
             log("source.lost", source=self.config.name, error=str(error))
             self._on_state(self, False)
-        else:
+        elif before != str(error):  # said once, however often it is tried
             log("source.refused", source=self.config.name, error=str(error), hint=error.hint)
 
     async def _call(self, work: Callable[[Journal], T]) -> T:
