@@ -160,16 +160,7 @@ class Gateway:
         else:
             self.publisher.source_lost(source.status.uri)
 
-    async def _open_store(config: Sync) -> S3Store:
-    """Return the bucket for the log."""
-    settings = S3Settings.parse(
-        config.bucket, endpoint=config.endpoint, region=config.region, ca_file=config.ca_file,
-        access_key=read_secret(config.access_key_file), secret_key=read_secret(config.secret_key_file),
-    )  # fmt: skip
-    return S3Store.open(settings)
-
-
-def _trim(self) -> None:
+    async def _trim(self) -> None:
         """Delete what the cloud has and nobody needs here any more, a little at a time."""
         keep_s = self.config.journal.keep_days * 86_400
         while True:
@@ -238,6 +229,15 @@ def _trim(self) -> None:
             password_file=mqtt.password_file, ca_file=mqtt.ca_file, keepalive_s=mqtt.keepalive_s, window=mqtt.window,
         )  # fmt: skip
         return Publisher(broker, self._names(), on_event=_mqtt_event)
+
+
+def _open_store(config: Sync) -> S3Store:
+    """Return the bucket for the log."""
+    settings = S3Settings.parse(
+        config.bucket, endpoint=config.endpoint, region=config.region, ca_file=config.ca_file,
+        access_key=read_secret(config.access_key_file), secret_key=read_secret(config.secret_key_file),
+    )  # fmt: skip
+    return S3Store.open(settings)
 
 
 def _trim(promise: Promise, keep_s: float, journal: Journal) -> int:
