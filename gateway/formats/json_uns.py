@@ -321,7 +321,7 @@ def _heap_values(batch: Batch, index: NDArray[np.int64], kind: int, names: Names
     starts = np.where(entries > 0, batch.heap.ends[entries - 1], 0).tolist()
     bodies = [data[a:b] for a, b in zip(starts, ends, strict=True)]
     if kind == Kind.STRING:
-        return [b[4:].decode("utf-8", "replace") if b[3] < 0x80 else None for b in bodies]
+        return [None if b[3:4] >= b"\x80" else b[4:].decode("utf-8", "replace") for b in bodies]
     sources = [names.source_of[h] for h in batch.handle[index].tolist()]
     return [_heap_value(kind, b, names.structures.get(s, {})) for b, s in zip(bodies, sources, strict=True)]
 

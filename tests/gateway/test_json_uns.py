@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.formats.json_uns import BAD_ENCODING, BAD_TOO_LARGE, Message, encode, history, shortest, tag_messages
 from gateway.formats.names import Names, Options, Place
-from mirror.batch import AHEAD, ARRAY, FIXED_WIDTH, NO_VALUE, SERVER_NULL, SOURCE_NULL, Batch, Heap, Kind
+from mirror.batch import AHEAD, ARRAY, FIXED_WIDTH, IN_HEAP, NO_VALUE, SERVER_NULL, SOURCE_NULL, Batch, Heap, Kind
 from mirror.tags import Tag
 from mirror.variant import Structure, StructureField
 from mirror.variant import encode as body
@@ -339,3 +340,40 @@ def test_a_batch_of_doubles_and_its_objects_agree_value_by_value() -> None:
         for key, number in value["values"].items():
             got[int(value["device"][1:]) * 100 + int(key[1:])] = number
     assert got == dict(zip(order.tolist(), values.tolist(), strict=True))
+
+
+@st.composite
+def anything(draw: st.DrawFn) -> Batch:
+    """Draw rows of any kind, defined or not, with any bits, bytes, times and flags."""
+    kinds = draw(st.lists(st.one_of(st.sampled_from(Kind), st.integers(0, 255)), min_size=1, max_size=12))
+    b = Batch.zeros(len(kinds))
+    heap: list[bytes] = []
+    b.handle[:] = range(len(kinds))
+    b.kind[:] = kinds
+    for i, kind in enumerate(kinds):
+        if IN_HEAP[kind]:
+            b.bits[i] = len(heap)
+            heap.append(draw(st.binary(max_size=40)))
+        elif kind != Kind.NULL:
+            b.bits[i] = draw(st.integers(0, 2**64 - 1)) & (2 ** (8 * int(FIXED_WIDTH[kind])) - 1)
+        b.source_ticks[i] = draw(st.integers(-(2**63), 2**63 - 1))
+        b.server_ticks[i] = draw(st.integers(-(2**63), 2**63 - 1))
+        b.status[i] = draw(st.integers(0, 2**32 - 1))
+        b.flags[i] = draw(st.integers(0, 255))
+    return replace(b, heap=Heap.of(heap))
+
+
+@given(anything(), st.sampled_from(["object", "raw"]), st.sampled_from(["nested", "flat"]))
+def test_whatever_a_device_sends_the_objects_are_json(b: Batch, payload: str, shape: str) -> None:
+    n = names(*(f"T{i}" for i in range(12)), tag_topics="all", payload=payload, shape=shape)
+    seen = set()
+    for message in encode(b, n, epoch=1, seqs={}, node="e", payload_bytes_max=200):
+        message.payload.decode()
+        if message.retain and payload == "raw":
+            continue
+        value = json.loads(message.payload, parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
+        if not message.retain:
+            values = value.get("values", {}) if shape == "nested" else value
+            seen |= {k for k in values if k.startswith("T")} | set(value.get("errors", {}))
+    assert seen == {f"T{i}" for i in range(len(b))}
+    list(history(b, n, epoch=1, seqs={}, node="e"))
