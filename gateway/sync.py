@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mirror.coverage import Closure, Coverage, Gap, Grade, IntervalSet, Promise
+from mirror.coverage import Closure, Coverage, Gap, Grade, IntervalSet, Promise, Reason
 from mirror.header import Closing
 
 DAY_S = 86_400.0
@@ -204,15 +204,28 @@ class Part(NamedTuple):
     rows: bool
 
 
-def unpushed(coverage: Iterable[Coverage], promise: Promise) -> list[Part]:
+def unpushed(coverage: Iterable[Coverage], promise: Promise, gaps: Iterable[Gap] = ()) -> list[Part]:
     """Return what the journal claims and the log does not, oldest first.
 
     Rows that the log already holds under a weaker grade are not sent again: the claim alone is.
+
+    Args:
+        coverage: The journal's.
+        promise: Of the verified log.
+        gaps: Where one of them says that a chunk cannot be decoded any more, what is left counts as held.
     """
+    damaged: dict[tuple[str, str], IntervalSet] = {}
+    for gap in gaps:
+        if gap.reason is Reason.UNDECODABLE and gap.tags is None and gap.end is not None:
+            key = (gap.stream, gap.timeline)
+            damaged[key] = damaged.get(key, IntervalSet()).add(gap.start, gap.end)
     parts: list[Part] = []
     for claim in coverage:
         pushed = promise[claim.key]
-        missing = IntervalSet([(claim.start, claim.end)]) - promise.claimed(claim.key, claim.grade)
+        whole = IntervalSet([(claim.start, claim.end)])
+        bad = damaged.get((claim.stream, claim.timeline), IntervalSet()) & whole
+        parts += [Part(_cut(claim, start, end, Grade.HELD), True) for start, end in bad - pushed]
+        missing = whole - bad - promise.claimed(claim.key, claim.grade)
         parts += [Part(_cut(claim, start, end), True) for start, end in missing - pushed]
         if claim.grade is not Grade.HELD:
             parts += [Part(_cut(claim, start, end), False) for start, end in missing & pushed]
@@ -239,5 +252,5 @@ def untold(gaps: Iterable[Gap], told: Mapping[str, str]) -> tuple[list[Gap], lis
     return new, closed
 
 
-def _cut(claim: Coverage, start: int, end: int) -> Coverage:
-    return Coverage(claim.stream, claim.timeline, start, end, claim.origin, claim.grade)
+def _cut(claim: Coverage, start: int, end: int, grade: Grade | None = None) -> Coverage:
+    return Coverage(claim.stream, claim.timeline, start, end, claim.origin, grade or claim.grade)

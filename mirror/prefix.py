@@ -103,6 +103,6 @@ class Prefix:
             self.promise.add(claim)
 
     def skip(self, successor: Header) -> None:
-        """Step over a segment that cannot be read: its hash is known from its genuine successor."""
-        assert successor.seq == self.at.seq + 1
+        """Step over segments that cannot be used: the hash of the last one is known from its genuine successor."""
+        assert successor.seq >= self.at.seq
         self.at.seq, self.at.hash, self.at.file = successor.seq, successor.prev, successor.prev_file

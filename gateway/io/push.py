@@ -1,0 +1,468 @@
+"""The thread that lengthens the log: it carries out what the chain asks of the store and seals segments.
+
+It owns the store's connections and one read-only view of the journal; it writes to the journal only
+through the ingest thread (`Writer.call`), where its rows become durable with the samples. It may be
+killed anywhere: what was sent and not recorded is found again by reading the log, and what is recorded
+was verified. Nothing here decides: `mirror.chain` says what to ask of the store, `gateway.sync` when to
+seal and what is missing.
+
+Without a store nothing is lost and nothing else stops: the journal keeps what the log does not promise.
+What it does not do: trim the journal, or take samples of other replicas in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from gateway import sync
+from gateway.io.journal import Journal
+from gateway.io.log import log
+from gateway.io.reader import ChainRow, JournalReader
+from gateway.io.sealing import Builder, Payload, Surroundings, Writer
+from mirror import chain, segment
+from mirror.batch import Batch
+from mirror.coverage import Coverage
+from mirror.errors import ConfigError, Conflict, Corrupt, Fenced, MirrorError, Unavailable
+from mirror.header import chain_hash
+from mirror.layout import Layout
+from mirror.prefix import Prefix, Saved
+from mirror.store import ObjectStore, Probe, Together, probe
+from mirror.tags import TagTable
+
+PROBE_FACT = "store.probe"
+TAIL_BYTES = 64 * 1024  # the end of a segment that most likely holds its footer
+RETRY_S = 30.0  # after an error that only a person can mend
+WAIT_MAX_S = 10.0
+NEVER_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How pushing goes.
+
+    Attributes:
+        state: `starting`, `following`, `leading`, `fenced`, `refused` or `stopped`.
+        epoch: Under which it leads, or would.
+        seq: Next segment.
+        backlog_rows, backlog_bytes: Journaled and not promised, as measured last.
+        interval_s: Present age limit of a partial segment.
+        segments, rows, size_bytes, requests: Since the start of the process.
+        pushed_at: Clock reading of the last accepted segment; None before the first.
+        error: What is wrong now; None if nothing is.
+    """
+
+    state: str = "starting"
+    epoch: int = 0
+    seq: int = 0
+    backlog_rows: int = 0
+    backlog_bytes: int = 0
+    interval_s: float = 0.0
+    segments: int = 0
+    rows: int = 0
+    size_bytes: int = 0
+    requests: int = 0
+    pushed_at: float | None = None
+    error: MirrorError | None = None
+
+
+class Pusher:
+    """Pushes one group's journal into its log.
+
+    Args:
+        stores: The bucket, through one or more dialects (`S3Store.dialects`).
+        open_reader: Opens a view of the journal; called in the thread.
+        writer: See `Writer`.
+        layout: Where the group's objects are.
+        replica: Own name, the origin of own rows.
+        key: Own signing key.
+        policy: When to seal.
+        epoch: Durable in the journal already; raised, durably, where the log knows a higher one.
+        incarnation: Random name of this process.
+        on_status: Told after every change, in this thread.
+        together: Runs the probe's racers; None leaves the probe out.
+        surroundings: Asked for each segment.
+        clock: Seconds that only go forward.
+        make_chain: For tests that take a rule out.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[ObjectStore],
+        open_reader: Callable[[], JournalReader],
+        writer: Writer,
+        *,
+        layout: Layout,
+        replica: str,
+        key: Ed25519PrivateKey,
+        policy: sync.Policy,
+        epoch: int,
+        incarnation: str,
+        on_status: Callable[[Status], None] = lambda status: None,
+        together: Together | None = None,
+        surroundings: Callable[[], Surroundings] = Surroundings,
+        clock: Callable[[], float] = time.monotonic,
+        make_chain: chain.ChainFactory = chain.Chain,
+    ) -> None:
+        self.status = Status(epoch=epoch)
+        self._stores, self._store = stores, stores[0]
+        self._open_reader, self._writer = open_reader, writer
+        self._layout, self._replica, self._key = layout, replica, key
+        self._epoch, self._incarnation = epoch, incarnation
+        self._on_status, self._together, self._surroundings = on_status, together, surroundings
+        self._builder: Builder | None = None
+        self._clock, self._make_chain = clock, make_chain
+        self._sync = sync.Sync(policy, clock())
+        self._reader: JournalReader | None = None
+        self._chain: chain.Chain | None = None
+        self._request: chain.Request | None = None
+        self._unsaved: list[tuple[ChainRow, tuple[Coverage, ...]]] = []
+        self._saving: Future[Any] | None = None
+        self._saving_rows = 0
+        self._raising: Future[Any] | None = None
+        self._not_before = 0.0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="push", daemon=True)
+
+    # The thread
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """Tell the thread to end after the request in flight, and wait for it."""
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                pause = self.turn()
+                if pause > 0:
+                    self._stopping.wait(min(pause, WAIT_MAX_S))
+        finally:
+            if self._reader is not None:
+                self._reader.close()
+            self._tell(state="stopped" if self.status.state not in ("fenced", "refused") else self.status.state)
+
+    def turn(self) -> float:
+        """Do the next thing; return in how many seconds there is another one."""
+        if self.status.state in ("fenced", "refused"):
+            self._save_chain()
+            return NEVER_S
+        pause = self._not_before - self._clock()
+        if pause > 0:
+            return pause
+        try:
+            return self._turn()
+        except (Unavailable, ConfigError) as error:
+            # Of the journal, or of the store before the chain has begun: the reaction is to try again.
+            self._complain(error)
+            pause = RETRY_S if isinstance(error, ConfigError) else chain.RETRY_MAX_S / 6
+            self._not_before = self._clock() + pause
+            return pause
+
+    def _turn(self) -> float:
+        if self._chain is None:
+            self._open()
+            return 0.0
+        self._save_chain()
+        if self._request is not None:
+            request, self._request = self._request, None
+            self._step(self._carry_out(request))
+            return 0.0
+        if self._raising is not None:
+            return self._raised()
+        now = self._clock()
+        if self._chain.wake_at is not None and now >= self._chain.wake_at:
+            self._step(chain.Wake())
+            return 0.0
+        if now >= self._sync.wake_at:
+            self._plan(sync.Tick())
+            return 0.0
+        wakes = [self._sync.wake_at] + ([] if self._chain.wake_at is None else [self._chain.wake_at])
+        return max(0.0, min(wakes) - now)
+
+    def _open(self) -> None:
+        """Probe the store unless it is known, and take up the log where the journal knows it to be."""
+        if self._reader is None:
+            self._reader = self._open_reader()
+            self._builder = Builder(self._reader, self._writer, self._sync.policy, self._surroundings)
+        if self._together is not None and not self._probe(self._together):
+            return
+        saved = self._reader.fact(self._log_fact)
+        prefix = Prefix(Saved(self._layout.group)) if saved is None else Prefix.load(saved)
+        self._chain = self._make_chain(prefix, self._replica, self._key, "solo")
+        self._tell(state="following", seq=prefix.at.seq)
+        self._step(chain.Start())
+
+    @property
+    def _log_fact(self) -> str:
+        """Name of the journal's fact about this very log: another bucket is another log."""
+        return f"log:{self._store.name}/{self._layout.root}"
+
+    def _probe(self, together: Together) -> bool:
+        """Learn what the store can do, once for each store; tell whether it can hold a log."""
+        assert self._reader is not None
+        report = _known_probe(self._reader.fact(PROBE_FACT))
+        if report is None or report.store != self._stores[0].name or report.dialect >= len(self._stores):
+            report = probe(self._stores, self._layout.probe, self._incarnation, together)
+            data = msgspec.json.encode(report)
+            self._writer.call(lambda journal: journal.set_fact(PROBE_FACT, data))
+        self._store = self._stores[report.dialect]
+        try:
+            report.refuse()
+        except ConfigError as error:
+            self._refuse(error)
+            return False
+        return True
+
+    # The chain's requests
+
+    def _step(self, event: chain.Event) -> None:
+        assert self._chain is not None
+        for effect in self._chain.step(event, self._clock()):
+            self._effect(effect)
+
+    def _effect(self, effect: chain.Effect) -> None:
+        assert self._chain is not None
+        match effect:
+            case chain.ReadFloor() | chain.ReadSegment() | chain.ListFrom() | chain.Put():
+                assert self._request is None
+                self._request = effect
+            case chain.Absorbed(header, hash):
+                row = ChainRow(header.seq, header.epoch, header.holder, header.incarnation, hash)
+                self._unsaved.append((row, header.intervals))
+                self._tell(seq=header.seq + 1)
+            case chain.AtEnd(epoch):
+                self._lead(epoch)
+            case chain.Placed(epoch):
+                self._tell(state="leading", epoch=epoch, error=None)
+                self._plan(sync.Opened())
+            case chain.Accepted(seq, body):
+                self._accepted(seq, body)
+            case chain.Returned():
+                self._plan(sync.Dropped(nothing=False))
+            case chain.FencedOut(reason):
+                self._plan(sync.Closed())
+                log("push.fenced", reason=reason)
+                hint = "find the other gateway that writes this log; restart this one when only one is left"
+                self._tell(state="fenced", error=Fenced(reason, hint=hint))
+            case chain.Refused(what, hint):
+                self._plan(sync.Closed())
+                self._refuse(ConfigError(what, hint=hint))
+            case chain.Alarm(seq, flaw, detail):
+                log("push.failed", error=f"segment {seq} is {flaw}: {detail}", hint="run `edgemirror verify`")
+
+    def _refuse(self, error: ConfigError) -> None:
+        log("push.refused", error=str(error), hint=error.hint)
+        self._tell(state="refused", error=error)
+
+    def _lead(self, newest: int) -> None:
+        """Lead under an epoch above all that the log and this journal know, once it is durable here."""
+        assert self._reader is not None
+        if self.status.state == "leading":
+            return
+        local, incarnation = self._reader.epoch()
+        if self._epoch > newest and (local, incarnation) == (self._epoch, self._incarnation):
+            self._begin_to_lead()
+            return
+        self._epoch = epoch = max(newest, local, self._epoch) + 1
+        name = self._incarnation
+        self._raising = self._writer.call(lambda journal: journal.save_epoch(epoch, name))
+
+    def _raised(self) -> float:
+        """Wait for the epoch to be on disk."""
+        assert self._raising is not None
+        if not self._raising.done():
+            return 0.02
+        raising, self._raising = self._raising, None
+        failed = raising.exception()
+        if failed is None:
+            self._begin_to_lead()
+            return 0.0
+        self._step(chain.Start())  # read again, then try again
+        if not isinstance(failed, MirrorError):
+            raise failed
+        self._complain(failed)
+        return 1.0
+
+    def _begin_to_lead(self) -> None:
+        assert self._builder is not None
+        self._step(chain.Lead(self._epoch, self._incarnation, self._builder.fence()))
+
+    def _carry_out(self, request: chain.Request) -> chain.Event:
+        """Ask the store; every answer is an event."""
+        if isinstance(request, chain.Put):
+            return self._put(request)
+        try:
+            match request:
+                case chain.ReadFloor():
+                    answer: chain.Event = self._read_floor()
+                case chain.ReadSegment(seq):
+                    answer = self._read_segment(seq)
+                case chain.ListFrom(seq):
+                    answer = self._list_from(seq)
+        except (Unavailable, ConfigError, Corrupt) as error:
+            self._complain(error)
+            return chain.Away()
+        if self.status.error is not None:
+            self._tell(error=None)
+        return answer
+
+    def _read_floor(self) -> chain.Event:
+        self._spend(1)
+        found = self._store.get(self._layout.floor)
+        if found is None:
+            return chain.FloorRead(0)
+        below = Prefix.load(found.body)
+        return chain.FloorRead(below.at.seq, below)
+
+    def _read_segment(self, seq: int) -> chain.Event:
+        self._spend(1)
+        key = self._layout.segment(seq)
+        found = self._store.get(key, (-TAIL_BYTES, None))
+        if found is None:
+            return chain.SegmentRead(seq, None)
+        try:
+            size = segment.footer_size(found.body)
+            if size > len(found.body) and size <= found.size:
+                self._spend(1)
+                found = self._store.get(key, (-size, None)) or found
+            return chain.SegmentRead(seq, segment.read_header(found.body), found.metadata.get("sha256", ""))
+        except Corrupt as error:
+            return chain.SegmentBroken(seq, str(error))
+
+    def _list_from(self, seq: int) -> chain.Event:
+        self._spend(1)
+        after = self._layout.segment(seq - 1) if seq else ""
+        for found in self._store.list(self._layout.log, start_after=after, limit=100):
+            number = self._layout.sequence(found.key)
+            if number is not None and number >= seq:
+                return chain.Listed(number)
+        return chain.Listed(None)
+
+    def _put(self, request: chain.Put) -> chain.Event:
+        payload: Payload = request.body or Payload(Batch.zeros(0), TagTable(), b"", {}, self._clock())
+        data = payload.encoded(request.header)
+        file = hashlib.sha256(data).digest()
+        self._spend(1)
+        metadata = {"chain": chain_hash(request.header), "sha256": file.hex()}
+        known = False
+        try:
+            self._store.put(self._layout.segment(request.seq), data, if_none_match=True, metadata=metadata, sha256=file)
+            known = True
+        except Conflict:
+            pass
+        except (Unavailable, ConfigError, Corrupt) as error:
+            self._complain(error)
+        return chain.Written(request.seq, known, file.hex())
+
+    # Sealing
+
+    def _plan(self, event: sync.Event) -> None:
+        """Feed the sync machine; its effects are answered at once or end in an offer to the chain."""
+        todo = self._sync.step(event, self._clock())
+        while todo:
+            match todo.pop(0):
+                case sync.Measure():
+                    todo += self._sync.step(self._measure(), self._clock())
+                case sync.Seal():
+                    todo += self._seal()
+        self._tell(interval_s=self._sync.interval_s)
+
+    def _spend(self, requests: int) -> None:
+        self.status = replace(self.status, requests=self.status.requests + requests)
+        self._sync.step(sync.Spent(requests), self._clock())
+
+    def _measure(self) -> sync.Measured:
+        assert self._reader is not None
+        assert self._chain is not None
+        try:
+            found = self._reader.backlog(self._chain.prefix.promise)
+        except Unavailable as error:
+            self._complain(error)
+            return self._sync.backlog
+        self._tell(backlog_rows=found.rows, backlog_bytes=found.size_bytes)
+        return sync.Measured(found.rows, found.size_bytes)
+
+    def _seal(self) -> list[sync.Effect]:
+        """Offer what the log lacks, oldest first, up to a full segment."""
+        assert self._chain is not None
+        built = None
+        try:
+            if self._chain.ready:
+                assert self._builder is not None
+                built = self._builder.build(self._chain.prefix, self._clock())
+        except MirrorError as error:
+            self._complain(error)
+        if built is None:
+            return self._sync.step(sync.Dropped(nothing=True), self._clock())
+        self._step(chain.Offer(*built))
+        return []
+
+    def _accepted(self, seq: int, body: Payload) -> None:
+        took_s = self._clock() - body.sealed_at
+        log("push.pushed", seq=seq, rows=len(body.rows), size_bytes=len(body.file), took_ms=round(took_s * 1000))
+        status = self.status
+        self._tell(
+            segments=status.segments + 1, rows=status.rows + len(body.rows), pushed_at=self._clock(),
+            size_bytes=status.size_bytes + len(body.file), error=None,
+        )  # fmt: skip
+        self._plan(sync.Accepted(took_s))
+
+    # What the journal remembers of the log
+
+    def _save_chain(self) -> None:
+        """Record absorbed segments and the prefix in one transaction; never two at a time."""
+        if self._saving is not None:
+            if not self._saving.done():
+                return
+            saving, self._saving = self._saving, None
+            if saving.exception() is None:
+                del self._unsaved[: self._saving_rows]
+        if not self._unsaved or self._chain is None:
+            return
+        rows, data, name = tuple(self._unsaved), self._chain.prefix.save(), self._log_fact
+
+        earlier = self._chain.prefix.promise.claims()
+
+        def save(journal: Journal) -> None:
+            journal.follow_log(name, earlier)
+            for row, claims in rows:
+                journal.add_chain(row, claims)
+            journal.set_fact(name, data)
+
+        self._saving_rows = len(rows)
+        self._saving = self._writer.call(save)
+
+    # What others are told
+
+    def _complain(self, error: MirrorError) -> None:
+        """Tell of an error once, until it is another one or gone."""
+        if self.status.error is None or str(self.status.error) != str(error):
+            log("push.failed", error=str(error), hint=error.hint)
+            self._tell(error=error)
+
+    def _tell(self, **changes: Any) -> None:
+        status = replace(self.status, **changes)
+        if status != self.status:
+            self.status = status
+            self._on_status(status)
+
+
+def _known_probe(data: bytes | None) -> Probe | None:
+    try:
+        return None if data is None else msgspec.json.decode(data, type=Probe)
+    except msgspec.MsgspecError:
+        return None  # of another version of this program

@@ -1,0 +1,190 @@
+"""Builds segments from the journal: which chunks, their rows in canonical order, and what the header says.
+
+A segment takes whole chunks and claims only what coverage claims. Everything is read anew from the
+journal and compared with the promise, so that a segment that was built and not accepted leaves nothing
+behind. A chunk that cannot be decoded any more is declared, once, as a gap; what is left of its
+interval is claimed as held.
+
+What this module does not do: number, sign or send (`mirror.chain`, `gateway.io.push`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+from gateway import sync
+from gateway.io.journal import Journal
+from gateway.io.reader import ChunkRow, JournalReader
+from mirror import chunk, segment
+from mirror.batch import Batch, canonical_order, concat, digest, ordered_digest, take
+from mirror.coverage import Coverage, Gap, Reason
+from mirror.errors import Corrupt
+from mirror.facts import encode_facts
+from mirror.header import Clock, Header
+from mirror.prefix import Prefix
+from mirror.tags import TagTable
+from mirror.variant import Structure
+
+CHUNKS_READ = 200
+TAGS_S = 30.0  # how old the known facts of tags may be
+
+
+class Writer(Protocol):
+    """The journal's writing thread."""
+
+    def call(self, work: Callable[[Journal], Any]) -> Future[Any]:
+        """Run `work` in the next transaction, more than once if need be; the answer comes when it is durable."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a segment tells beside its samples: namespace arrays by ApplicationUri, and the clock."""
+
+    sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    clock: Clock | None = None
+
+
+@dataclass(slots=True)
+class Payload:
+    """A segment's body until it is settled: rows in canonical order, and the file once it is made."""
+
+    rows: Batch
+    tags: TagTable
+    facts: bytes
+    structures: Mapping[str, Structure]
+    sealed_at: float
+    file: bytes = b""
+
+    def encoded(self, header: bytes) -> bytes:
+        """Return the file; the same bytes whenever it is asked for."""
+        if not self.file:
+            self.file = segment.encode(self.rows, self.tags, header, facts=self.facts, structures=self.structures)
+        return self.file
+
+
+@dataclass(slots=True)
+class _Facts:
+    """What the journal knows of tags, and the bytes that tell it in a footer."""
+
+    tags: TagTable
+    structures: dict[str, Structure]
+    data: bytes
+    sha256: str
+    read_at: float
+
+
+class Builder:
+    """Builds one journal's segments.
+
+    Args:
+        reader: For this alone.
+        writer: Where a damaged chunk is declared.
+        policy: How much is a full segment.
+        surroundings: Asked for each segment.
+    """
+
+    def __init__(
+        self, reader: JournalReader, writer: Writer, policy: sync.Policy, surroundings: Callable[[], Surroundings]
+    ) -> None:
+        self._reader, self._writer = reader, writer
+        self._policy, self._surroundings = policy, surroundings
+        self._facts: _Facts | None = None
+        self._damaged: list[Gap] = []
+
+    def fence(self) -> Header:
+        """Return the draft of an empty segment."""
+        around = self._surroundings()
+        nothing = digest(Batch.zeros(0), [], np.zeros(0, np.uint32)).hex()
+        return Header(body_digest=nothing, sources=around.sources, clock=around.clock)
+
+    def build(self, prefix: Prefix, now: float) -> tuple[Header, Payload] | None:
+        """Return the draft of the next segment and its body, or None if the log lacks nothing.
+
+        Raises:
+            Corrupt: A chunk was found damaged; the next call goes on without it.
+            Unavailable: The journal did not answer.
+        """
+        at, ledger = prefix.at, self._reader.gaps()
+        claims, batches = self._collect(prefix, ledger)
+        gaps, closures = sync.untold(ledger, at.told)
+        if not claims and not gaps and not closures:
+            return None
+        batch = concat(batches)
+        known = self._known(int(batch.handle.max()) if len(batch) else -1, now)
+        rows = take(batch, canonical_order(batch, known.tags.rank)) if len(batch) else batch
+        facts = b"" if known.sha256 == at.facts else known.data
+        named = {claim.stream for claim in claims} | {gap.stream for gap in gaps}
+        around = self._surroundings()
+        draft = Header(
+            body_digest=ordered_digest(rows, known.tags.identities).hex(), rows=len(rows), intervals=tuple(claims),
+            streams=tuple(s for s in self._reader.streams() if s.id in named), gaps=tuple(gaps),
+            closures=tuple(closures), facts_sha256=known.sha256 if facts else "", sources=around.sources,
+            clock=around.clock,
+        )  # fmt: skip
+        return draft, Payload(rows, known.tags, facts, known.structures, now)
+
+    def _collect(self, prefix: Prefix, ledger: Iterable[Gap]) -> tuple[list[Coverage], list[Batch]]:
+        """Return the claims of the next segment and their rows."""
+        rows_left, bytes_left = self._policy.rows_max, self._policy.bytes_max
+        claims: list[Coverage] = []
+        batches: list[Batch] = []
+        for part in sync.unpushed(self._reader.coverage(), prefix.promise, [*ledger, *self._damaged]):
+            claim, done = part.claim, part.claim.end
+            if part.rows:
+                done = claim.start
+            while done < claim.end and rows_left > 0 and bytes_left > 0:
+                found = self._reader.chunks(*claim.key, done, claim.end, CHUNKS_READ, rows_left)
+                for row in found:
+                    batches.append(self._decoded(row))
+                    rows_left, bytes_left = rows_left - row.n, bytes_left - len(row.body)
+                done = found[-1].pub_to if found else claim.end
+            if done > claim.start:
+                claims.append(msgspec.structs.replace(claim, end=done))
+            if done < claim.end:
+                break
+        return claims, batches
+
+    def _decoded(self, row: ChunkRow) -> Batch:
+        """Return a chunk's rows; of a damaged one none, once its loss is declared."""
+        try:
+            return chunk.decode(row.body)
+        except Corrupt as error:
+            gap = Gap.opened(row.stream, row.timeline, row.pub_from, Reason.UNDECODABLE, end=row.pub_to)
+            if gap in self._damaged:
+                return Batch.zeros(0)
+            self._damaged.append(gap)
+            self._writer.call(lambda journal: journal.open_gap(gap))
+            raise Corrupt(
+                f"chunk {row.seq} of the journal is damaged: {error}", hint="its loss is a gap row; check the disk"
+            ) from error
+
+    def _known(self, handle: int, now: float) -> _Facts:
+        """Return the facts of tags, read anew when they are old or lack a handle."""
+        known = self._facts
+        if known is None or handle >= len(known.tags) or now - known.read_at > TAGS_S:
+            tags, structures = self._reader.tags(), _merged(self._reader.structures())
+            if known is None or tags.tags != known.tags.tags or structures != known.structures:
+                data = encode_facts(tags.tags, structures)
+                self._facts = known = _Facts(tags, structures, data, hashlib.sha256(data).hexdigest(), now)
+            known.read_at = now
+        assert handle < len(known.tags), "a chunk's tags are in the journal before it"
+        return known
+
+
+def _merged(structures: Mapping[str, Mapping[str, Structure]]) -> dict[str, Structure]:
+    """Return the definitions of all sources in one; two that share an id and differ are left out."""
+    merged: dict[str, Structure] = {}
+    disputed: set[str] = set()
+    for of_source in structures.values():
+        for name, structure in of_source.items():
+            if merged.setdefault(name, structure) != structure:
+                disputed.add(name)
+    return {name: structure for name, structure in merged.items() if name not in disputed}

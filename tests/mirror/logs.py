@@ -1,0 +1,84 @@
+"""A small real log in a store: what tests of verification damage."""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from mirror import segment
+from mirror.batch import Batch, Kind, digest
+from mirror.coverage import Coverage, Stream
+from mirror.facts import encode_facts
+from mirror.header import Header, canonical, chain_hash, public_hex, sign
+from mirror.layout import Layout
+from mirror.store import MemoryStore
+from mirror.tags import Tag, TagTable
+
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+OTHER = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
+LAYOUT = Layout("plant", "g")
+TAGS = TagTable([Tag("urn:x", "urn:ns", f"s=T{i}", unit="bar") for i in range(3)])
+TICKS = 133_000_000_000_000_000
+
+
+def rows(start: int, n: int) -> Batch:
+    batch = Batch.zeros(n)
+    batch.handle[:] = np.arange(n) % len(TAGS)
+    batch.source_ticks[:] = TICKS + np.arange(start, start + n)
+    batch.server_ticks[:] = batch.source_ticks
+    batch.kind[:] = Kind.DOUBLE
+    batch.bits[:] = np.arange(start, start + n, dtype=np.float64).view(np.uint64)
+    return batch
+
+
+class LogWriter:
+    """Writes segments one after the other, as a leader would."""
+
+    def __init__(self, store: MemoryStore | None = None, layout: Layout = LAYOUT, key: Ed25519PrivateKey = KEY) -> None:
+        self.store, self.layout, self.key = store or MemoryStore(), layout, key
+        self.seq, self.prev, self.file = 0, "", ""
+        self.hashes: dict[int, str] = {}
+
+    def write(self, n: int = 0, *, epoch: int = 1, facts: bool = False, signed_by: Ed25519PrivateKey | None = None,
+              signed: bool = True, **fields: object) -> bytes:  # fmt: skip
+        """Append a segment of n rows covering (10 seq, 10 seq + 10]."""
+        batch = rows(100 * self.seq, n)
+        told = encode_facts(TAGS.tags, {}) if facts else b""
+        start = {
+            "group": self.layout.group, "seq": self.seq, "epoch": epoch, "holder": "a", "incarnation": f"i{epoch}",
+            "arbiter": "solo", "prev": self.prev, "prev_file": self.file, "rows": n,
+            "body_digest": digest(batch, TAGS.identities, TAGS.rank).hex(),
+            "intervals": (Coverage("s", "1-1", 10 * self.seq, 10 * self.seq + 10, "a"),) if n else (),
+            "streams": (Stream("s", "urn:x"),) if n else (),
+            "facts_sha256": hashlib.sha256(told).hexdigest() if facts else "",
+            "keys": {} if self.seq else {"a": public_hex(self.key)},
+        }  # fmt: skip
+        header = sign(Header(**{**start, **fields}), signed_by or self.key)  # type: ignore[arg-type]
+        if not signed:
+            header = unsign(header)
+        data = segment.encode(batch, TAGS, header, facts=told)
+        self.file = hashlib.sha256(data).hexdigest()
+        self.prev = self.hashes[self.seq] = chain_hash(header)
+        self.store.put(
+            self.layout.segment(self.seq), data, if_none_match=True, metadata={"chain": self.prev, "sha256": self.file}
+        )
+        self.seq += 1
+        return data
+
+
+def unsign(header: bytes) -> bytes:
+    """Return the header without its signature."""
+    bare = msgspec.json.decode(header)
+    return canonical({k: v for k, v in bare.items() if k not in ("signature", "key_id")})
+
+
+def log(segments: int = 5, rows_each: int = 6) -> LogWriter:
+    """Return a log of a fence and some segments."""
+    writer = LogWriter()
+    writer.write()
+    for i in range(1, segments):
+        writer.write(rows_each, facts=i == 1)
+    return writer
