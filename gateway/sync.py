@@ -88,7 +88,7 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Requests were made."""
+    """Requests were made; answered by nothing."""
 
     requests: int
 
@@ -151,6 +151,7 @@ class Sync:
             case Spent(requests):
                 self._tokens -= requests
                 self._since_seal += requests
+                return []
             case Accepted(took_s):
                 assert self._busy
                 self._busy = False
@@ -168,19 +169,19 @@ class Sync:
         return self._ask(now)
 
     def _ask(self, now: float) -> list[Effect]:
-        if self._asked or self._busy or now < self.wake_at:
+        if self._asked or now < self.wake_at:
             return []
         self._asked, self.wake_at = True, math.inf
         return [Measure()]
 
     def _measured(self, event: Measured, now: float) -> list[Effect]:
         self.backlog, self._asked = event, False
-        if not self._open:
+        if self._busy or not self._open:
             self.wake_at = now + IDLE_MEASURE_S
             return []
         due = self._due()
         if self._is_full() or now >= due:
-            self._busy, self._sealed_at, self._since_seal, self.wake_at = True, now, 0, math.inf
+            self._busy, self._sealed_at, self._since_seal, self.wake_at = True, now, 0, now + IDLE_MEASURE_S
             return [Seal()]
         self.wake_at = min(due, now + self.policy.interval_min_s)
         return []

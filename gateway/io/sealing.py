@@ -142,6 +142,9 @@ class Builder:
                 done = claim.start
             while done < claim.end and rows_left > 0 and bytes_left > 0:
                 found = self._reader.chunks(*claim.key, done, claim.end, CHUNKS_READ, rows_left)
+                if batches and sum(row.n for row in found) > rows_left:
+                    rows_left = 0  # the next publish time is more than fits
+                    break
                 for row in found:
                     batches.append(self._decoded(row))
                     rows_left, bytes_left = rows_left - row.n, bytes_left - len(row.body)

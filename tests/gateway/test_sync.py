@@ -159,12 +159,23 @@ def test_what_was_returned_is_sealed_again_at_once_and_an_empty_seal_waits():
     assert sync.wake_at == 2.0
 
 
+def test_the_backlog_is_measured_while_a_segment_is_in_flight_and_no_second_one_is_sealed():
+    sync = Sync(POLICY, 0.0)
+    sync.step(Opened(), 0.0)
+    assert sync.step(Measured(5, 5), 0.0) == [Seal()]
+    for now in (10.0, 20.0, 30.0):
+        assert sync.step(Tick(), now) == [Measure()]
+        assert sync.step(Measured(10**6, 10**6), now) == []
+        assert sync.backlog.rows == 10**6
+
+
 def test_closing_while_sealed_ends_sealing():
     sync = Sync(POLICY, 0.0)
     sync.step(Opened(), 0.0)
     sync.step(Measured(5, 5), 0.0)
     assert sync.step(Closed(), 0.0) == []
-    assert sync.step(Tick(), 100.0) == []
+    assert sync.step(Tick(), 100.0) == [Measure()]
+    assert sync.step(Measured(10**9, 10**9), 100.0) == []
 
 
 # What the log lacks

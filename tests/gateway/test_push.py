@@ -1,0 +1,609 @@
+"""The pushing thread against a real journal and a store: kills, lost answers, long absence, strangers."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from gateway.io.journal import Journal
+from gateway.io.push import Pusher, Status
+from gateway.io.reader import JournalReader
+from gateway.io.sealing import Surroundings
+from gateway.sync import Policy
+from mirror import chunk
+from mirror.batch import Batch, canonical_order, concat, equal, take
+from mirror.coverage import Closure, Coverage, Gap, Grade, Reason, Stream
+from mirror.errors import ConfigError, Conflict, Fenced, Unavailable
+from mirror.header import Clock, Header, public_hex
+from mirror.io.s3 import together
+from mirror.layout import Layout
+from mirror.store import MemoryStore, Object
+from mirror.tags import TagTable
+from mirror.verify import Report, verify_store
+from tests.gateway.journals import STREAM, TIMELINE, doubles, fresh
+
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+OTHER = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
+LAYOUT = Layout("plant", "g")
+POLICY = Policy(rows_max=60, bytes_max=1 << 20, interval_min_s=1.0, interval_max_s=10.0)
+
+
+class Kill(BaseException):
+    """The process ends here."""
+
+
+class FaultyStore(MemoryStore):
+    """Calls `fault(point, key)` before and after each write and before each read; it may raise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fault: Callable[[str, str], None] = lambda point, key: None
+        self.calls: list[str] = []
+
+    def get(self, key: str, range: Any = None) -> Object | None:
+        self.calls.append(f"get {key}")
+        self.fault("get", key)
+        return super().get(key, range)
+
+    def put(self, key: str, body: bytes, **how: Any) -> str:
+        self.calls.append(f"put {key}")
+        self.fault("before put", key)
+        etag = super().put(key, body, **how)
+        self.fault("after put", key)
+        return etag
+
+    def list(self, prefix: str, **how: Any) -> Iterator[Object]:
+        self.fault("list", prefix)
+        return super().list(prefix, **how)
+
+
+class InTurn:
+    """Runs the journal's work at once, in the caller's thread."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.fault: Callable[[str, str], None] = lambda point, key: None
+
+    def call(self, work: Callable[[Journal], Any]) -> Future[Any]:
+        self.fault("before commit", "")
+        answer: Future[Any] = Future()
+        with self.journal.transaction():
+            result = work(self.journal)
+        answer.set_result(result)
+        self.fault("after commit", "")
+        return answer
+
+
+class Box:
+    """One replica: a journal that fills, and a pusher that may die and come back. Time is simulated."""
+
+    def __init__(self, tmp_path: Path, store: FaultyStore | None = None) -> None:
+        self.journal = fresh(tmp_path)
+        self.store = store or FaultyStore()
+        self.writer = InTurn(self.journal)
+        self.now, self.step, self.starts = 0.0, 0, 0
+        self.sent: list[Batch] = []
+        self.told: list[Status] = []
+        self.pusher: Pusher | None = None
+        with self.journal.transaction():
+            self.journal.save_stream(Stream(STREAM, "urn:x"))
+
+    def receive(self, chunks: int = 1, *, grade: Grade = Grade.COVERED, origin: str = "a", cover: bool = True) -> None:
+        """Journal chunks of six rows, one publish time (10 ticks) each."""
+        for _ in range(chunks):
+            self.step += 1
+            batch = doubles(self.step)
+            start = self.step * 10
+            with self.journal.transaction():
+                self.journal.append(STREAM, TIMELINE, start, start + 10, origin, batch)
+                if cover:
+                    self.journal.extend(Coverage(STREAM, TIMELINE, start, start + 10, origin, grade))
+            self.sent.append(batch)
+
+    def start(self, **how: Any) -> Pusher:
+        """Start a process: a higher epoch on disk first, as the runtime does."""
+        self.starts += 1
+        epoch, incarnation = self.journal.epoch()[0] + 1, f"inc{self.starts}"
+        with self.journal.transaction():
+            self.journal.save_epoch(epoch, incarnation)
+        how = {"layout": LAYOUT, "replica": "a", "key": KEY, "policy": POLICY, **how}
+        stores = how.pop("stores", [self.store])
+        self.pusher = Pusher(
+            stores, lambda: JournalReader.open(self.journal.path), self.writer, epoch=epoch, incarnation=incarnation,
+            on_status=self.told.append, clock=lambda: self.now, **how,
+        )  # fmt: skip
+        return self.pusher
+
+    def run(self, seconds: float = 0.0, **how: Any) -> Status:
+        """Let the pusher work for a while; start it if there is none. A Kill ends it."""
+        pusher = self.pusher or self.start(**how)
+        end = self.now + seconds
+        try:
+            for _ in range(100_000):
+                pause = pusher.turn()
+                if pause > 0:
+                    if self.now + pause > end:
+                        break
+                    self.now += pause
+            else:
+                raise AssertionError("it does not come to rest")
+        except Kill:
+            self.pusher = None
+            return Status(state="killed")
+        self.now = max(self.now, end)
+        return pusher.status
+
+    def verified(self) -> Report:
+        """Check the log; nothing may be wrong with it, and each row stands in it once."""
+        held: list[Batch] = []
+        tags = TagTable()
+
+        def visit(_header: Header, batch: Batch, table: TagTable) -> None:
+            nonlocal tags
+            tags = table
+            held.append(batch)
+
+        report = verify_store(self.store, LAYOUT, keys={"a": public_hex(KEY)}, visit=visit)
+        assert report.verified, report.findings
+        self.held, self.held_tags = concat(held), tags
+        return report
+
+    def assert_all_pushed(self) -> Report:
+        report = self.verified()
+        assert self.in_order(self.held, self.held_tags) == self.in_order(concat(self.sent), self.journal.tags)
+        return report
+
+    @staticmethod
+    def in_order(batch: Batch, tags: TagTable) -> list[tuple[Any, ...]]:
+        rows = take(batch, canonical_order(batch, tags.rank)) if len(batch) else batch
+        names = [tags.identities[h] for h in rows.handle.tolist()]
+        return list(zip(names, rows.source_ticks.tolist(), rows.bits.tolist(), rows.status.tolist(), strict=True))
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    box = Box(tmp_path)
+    yield box
+    box.journal.close()
+
+
+def test_what_is_covered_reaches_the_log_and_nothing_else_does(box: Box):
+    box.receive(5)
+    box.receive(1, cover=False)
+    status = box.run(5)
+    assert status.state == "leading"
+    box.sent.pop()
+    report = box.assert_all_pushed()
+    assert report.streams[0].complete_up_to == 60
+    assert report.streams[0].source == "urn:x"
+    assert status.error is None
+    assert (status.segments, status.rows) == (1, 30)
+
+
+def test_the_first_segment_is_an_empty_fence_that_enrols_the_key(box: Box):
+    box.receive(1)
+    box.run(2)
+    headers: list[Header] = []
+    verify_store(box.store, LAYOUT, visit=lambda header, *_: headers.append(header))
+    assert (headers[0].rows, headers[0].intervals, headers[0].keys) == (0, (), {"a": public_hex(KEY)})
+    assert headers[1].facts_sha256, "facts travel with the first rows"
+    box.receive(1)
+    box.run(5)
+    verify_store(box.store, LAYOUT, visit=lambda header, *_: headers.append(header))
+    assert headers[-1].rows == 6
+    assert not headers[-1].facts_sha256, "and not again while they stay as they are"
+
+
+def test_a_backlog_is_cut_on_chunk_boundaries_into_full_segments(box: Box):
+    box.receive(45)
+    status = box.run(0.5)
+    assert status.segments >= 4, "full ones follow each other without a pause"
+    box.run(5)
+    headers: list[Header] = []
+    verify_store(box.store, LAYOUT, visit=lambda header, *_: headers.append(header))
+    assert [h.rows for h in headers if h.rows] == [60, 60, 60, 60, 30]
+    box.assert_all_pushed()
+
+
+def test_chunks_of_one_publish_time_stay_together(box: Box):
+    box.receive(9)
+    for part in range(4):  # a message in parts: one publish time, claimed when whole
+        with box.journal.transaction():
+            batch = doubles(100 + part)
+            box.journal.append(STREAM, TIMELINE, 100, 110, "a", batch)
+            box.sent.append(batch)
+    with box.journal.transaction():
+        box.journal.extend(Coverage(STREAM, TIMELINE, 100, 110, "a"))
+    box.run(5)
+    report = box.assert_all_pushed()
+    assert report.segments == 3
+
+
+def test_silence_is_told_as_coverage_without_rows(box: Box):
+    box.receive(1)
+    box.run(2)
+    with box.journal.transaction():
+        box.journal.extend(Coverage(STREAM, TIMELINE, 20, 95, "a"))
+    box.run(12)
+    assert box.verified().streams[0].complete_up_to == 95
+
+
+def test_gaps_and_their_closing_reach_the_log(box: Box):
+    box.receive(1)
+    gap = Gap.opened(STREAM, TIMELINE, 20, Reason.DISCONNECTED, end=50)
+    with box.journal.transaction():
+        box.journal.open_gap(gap)
+    box.run(3)
+    assert [g.closed_by for g in box.verified().gaps] == [None]
+    with box.journal.transaction():
+        box.journal.close_gap(gap.id, Closure.LOST, "retention")
+    box.run(12)
+    assert [(g.closed_by, g.closed_reason) for g in box.verified().gaps] == [(Closure.LOST, "retention")]
+    segments = box.verified().next
+    box.run(60)
+    assert box.verified().next == segments, "told once"
+
+
+def test_rows_from_history_are_pushed_under_their_own_origin(box: Box):
+    box.receive(2)
+    box.run(3)
+    box.receive(1, grade=Grade.HISTORY, origin="a/history")
+    box.run(12)
+    report = box.assert_all_pushed()
+    assert {c.origin for c in report.claims} == {"a", "a/history"}
+
+
+def test_held_rows_are_sent_once_and_claimed_again_when_they_turn_out_complete(box: Box):
+    box.receive(2, grade=Grade.HELD)
+    box.run(3)
+    assert box.verified().streams[0].complete_up_to is None
+    with box.journal.transaction():
+        box.journal.extend(Coverage(STREAM, TIMELINE, 10, 30, "a"))
+    box.run(12)
+    assert box.assert_all_pushed().streams[0].complete_up_to == 30
+
+
+def test_surroundings_are_told_in_each_header(box: Box):
+    around = Surroundings({"urn:x": ("http://opcfoundation.org/UA/", "urn:ns")}, Clock(5, 100, True))
+    box.receive(1)
+    box.run(3, surroundings=lambda: around)
+    headers: list[Header] = []
+    verify_store(box.store, LAYOUT, visit=lambda header, *_: headers.append(header))
+    assert all(h.sources == around.sources and h.clock == around.clock for h in headers)
+
+
+def test_the_journal_remembers_the_verified_log_and_its_promise(box: Box):
+    box.receive(3)
+    box.run(3)
+    reader = JournalReader.open(box.journal.path)
+    tip = reader.chain_tip()
+    assert tip is not None
+    assert (tip.seq, tip.epoch, tip.holder) == (1, 1, "a")
+    assert reader.promise()[STREAM, TIMELINE, "a"].covers(10, 40)
+    known = {row.seq: row.hash for row in reader.chain()}
+    assert verify_store(box.store, LAYOUT, known=known).verified
+    reader.close()
+
+
+# Kills
+
+
+def test_killed_anywhere_it_resumes_with_each_row_once_in_the_log(tmp_path: Path):
+    """Ends the process at the n-th interaction with store or journal, for every n until none is left."""
+    killed = points = 0
+    for point in range(1, 200):
+        box = Box(tmp_path / str(point))
+        left = point
+
+        def die(_point: str, _key: str) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Kill
+
+        box.store.fault = box.writer.fault = die
+        for _ in range(3):
+            box.receive(7)
+            box.run(3)
+        died = left <= 0
+        box.store.fault = box.writer.fault = lambda point, key: None
+        box.run(30)
+        report = box.assert_all_pushed()
+        assert box.pusher is not None
+        assert box.pusher.status.error is None
+        assert len(report.epochs) == box.starts or died
+        box.journal.close()
+        killed += died
+        points = point
+        if not died:
+            break
+    assert killed == points - 1, "every point but the last was reached"
+    assert killed >= 20
+
+
+def test_killed_again_and_again_the_log_stays_whole(box: Box):
+    count = 0
+
+    def die(_point: str, _key: str) -> None:
+        nonlocal count
+        count += 1
+        if count % 7 == 0:
+            raise Kill
+
+    box.store.fault = box.writer.fault = die
+    for _ in range(25):
+        box.receive(2)
+        box.run(2)
+    box.store.fault = box.writer.fault = lambda point, key: None
+    box.run(30)
+    report = box.assert_all_pushed()
+    epochs = [epoch for epoch, _, _ in report.epochs]
+    assert epochs == sorted(set(epochs))
+    assert len(epochs) > 5
+
+
+def test_a_journal_that_forgot_the_log_reads_it_again_from_the_store(box: Box, tmp_path: Path):
+    box.receive(8)
+    box.run(3)
+    box.pusher = None
+    with box.journal.transaction():
+        box.journal.set_fact(f"log:memory/{LAYOUT.root}", b"")
+        box.journal._db.execute("DELETE FROM fact WHERE name LIKE 'log%'")
+    box.receive(1)
+    box.run(12)
+    box.assert_all_pushed()
+
+
+# Lost answers and absence
+
+
+@pytest.mark.parametrize("point", ["before put", "after put"])
+def test_a_write_without_an_answer_enters_the_log_once(box: Box, point: str):
+    lost = 2
+
+    def lose(where: str, key: str) -> None:
+        nonlocal lost
+        if where == point and lost and key.startswith(LAYOUT.log):
+            lost -= 1
+            raise Unavailable("no answer")
+
+    box.store.fault = lose
+    box.receive(5)
+    box.run(20)
+    assert lost == 0
+    box.assert_all_pushed()
+
+
+def test_a_store_that_refuses_with_a_conflict_although_it_wrote_is_read_back(box: Box):
+    """A repeat by something between here and the store: the first copy won, the answer is of the second."""
+    times = 2
+
+    def deny(where: str, key: str) -> None:
+        nonlocal times
+        if where == "after put" and times and key.startswith(LAYOUT.log):
+            times -= 1
+            raise Conflict("exists")
+
+    box.store.fault = deny
+    box.receive(5)
+    box.run(20)
+    assert times == 0
+    box.assert_all_pushed()
+
+
+def test_a_store_away_for_days_loses_nothing_and_is_not_pestered(box: Box):
+    box.receive(2)
+    box.run(3)
+
+    def away(point: str, key: str) -> None:
+        raise Unavailable("away")
+
+    box.store.fault = away
+    before = len(box.store.calls)
+    for _ in range(48):
+        box.receive(2)
+        status = box.run(3600)
+    assert isinstance(status.error, Unavailable)
+    assert status.backlog_rows == 48 * 12
+    asked = (len(box.store.calls) - before) / 48
+    assert asked <= 3600 / 30 + 5, "about one question in half a minute"
+    box.store.fault = lambda point, key: None
+    status = box.run(60)
+    assert status.error is None
+    box.assert_all_pushed()
+
+
+def test_a_store_away_from_the_start_is_waited_for(box: Box):
+    def away(point: str, key: str) -> None:
+        raise Unavailable("away")
+
+    box.store.fault = away
+    box.receive(3)
+    status = box.run(100)
+    assert isinstance(status.error, Unavailable)
+    box.store.fault = lambda point, key: None
+    assert box.run(60).state == "leading"
+    box.assert_all_pushed()
+
+
+def test_wrong_credentials_are_told_and_tried_again(box: Box):
+    def denied(point: str, key: str) -> None:
+        raise ConfigError("403", hint="check the keys")
+
+    box.store.fault = denied
+    box.receive(1)
+    status = box.run(100)
+    assert isinstance(status.error, ConfigError)
+    box.store.fault = lambda point, key: None
+    box.run(60)
+    box.assert_all_pushed()
+
+
+# Others
+
+
+def test_somebody_elses_log_is_refused_with_a_hint_and_left_alone(box: Box, tmp_path: Path):
+    stranger = Box(tmp_path / "b", box.store)
+    stranger.receive(2)
+    stranger.run(3, replica="b", key=OTHER)
+    objects = dict(box.store.objects)
+    box.receive(2)
+    status = box.run(60)
+    assert status.state == "refused"
+    assert isinstance(status.error, ConfigError)
+    assert "belongs to b" in str(status.error)
+    assert "group.name" in status.error.hint
+    assert box.store.objects == objects
+    stranger.journal.close()
+
+
+def test_the_same_replica_name_with_another_key_is_refused(box: Box, tmp_path: Path):
+    twin = Box(tmp_path / "b", box.store)
+    twin.receive(2)
+    twin.run(3, key=OTHER)
+    status = box.run(60)
+    assert status.state == "refused"
+    twin.journal.close()
+
+
+def test_a_second_process_with_a_copy_of_everything_fences_the_first(box: Box, tmp_path: Path):
+    box.receive(2)
+    box.run(3)
+    clone = Box(tmp_path / "b", box.store)
+    clone.receive(2)
+    status = clone.run(3)
+    assert status.state == "leading"
+    assert status.epoch == 2, "above the log's, although its own journal knew of none"
+    box.receive(2)
+    status = box.run(20)
+    assert status.state == "fenced"
+    assert isinstance(status.error, Fenced)
+    assert status.error.hint
+    box.receive(2)
+    assert box.run(100).state == "fenced", "and never takes the log back by itself"
+    assert verify_store(box.store, LAYOUT).verified
+    clone.journal.close()
+
+
+def test_another_place_in_the_bucket_is_another_log_and_gets_everything(box: Box):
+    box.receive(4)
+    box.run(3)
+    box.pusher = None
+    other = Layout("elsewhere", "g")
+    box.run(12, layout=other)
+    report = verify_store(box.store, other)
+    assert report.verified
+    assert report.rows == 24
+    reader = JournalReader.open(box.journal.path)
+    assert [row.seq for row in reader.chain()] == [0, 1]
+    assert {row.epoch for row in reader.chain()} == {2}, "the former log is forgotten"
+    reader.close()
+    box.pusher = None
+    box.receive(1)
+    box.run(12)  # and back: the first log goes on where it was
+    box.assert_all_pushed()
+
+
+def test_a_store_that_ignores_conditions_is_refused(box: Box):
+    class Careless(FaultyStore):
+        def put(self, key: str, body: bytes, **how: Any) -> str:
+            return super().put(key, body, metadata=how.get("metadata", {}))
+
+    status = box.run(60, stores=[Careless()], together=together)
+    assert status.state == "refused"
+    assert "conditional writes" in status.error.hint if status.error else False
+
+
+def test_the_probe_runs_once_for_a_store(box: Box):
+    box.run(3, together=together)
+    probes = [c for c in box.store.calls if "/probe/" in c]
+    assert probes
+    assert box.pusher is not None
+    assert box.pusher.status.state == "leading"
+    box.pusher = None
+    box.run(3, together=together)
+    assert [c for c in box.store.calls if "/probe/" in c] == probes
+    assert not [k for k in box.store.objects if "/probe/" in k]
+
+
+# Damage at home
+
+
+def test_a_damaged_chunk_is_declared_and_never_claimed_as_complete(box: Box):
+    box.receive(3)
+    lost = box.sent.pop(1)
+    box.journal._db.execute("UPDATE chunk SET body = zeroblob(40) WHERE seq = 2")
+    for _ in range(3):
+        status = box.run(12)
+        box.pusher = None
+    assert status.state == "leading"
+    report = box.assert_all_pushed()
+    assert len(lost) == 6
+    assert report.streams[0].holes == [(20, 30)]
+    assert [(g.reason, g.start, g.end) for g in report.gaps] == [(Reason.UNDECODABLE, 20, 30)]
+
+
+def test_chunks_decode_to_what_the_log_holds_bit_for_bit(box: Box):
+    box.receive(3)
+    box.run(3)
+    box.verified()
+    reader = JournalReader.open(box.journal.path)
+    rows = concat([chunk.decode(row.body) for row in reader.chunks_since(0)])
+    reader.close()
+    order = canonical_order(rows, box.journal.tags.rank)
+    theirs = take(box.held, canonical_order(box.held, box.held_tags.rank))
+    renamed = [box.journal.tags.find(box.held_tags.identities[h]) for h in theirs.handle.tolist()]
+    theirs.handle[:] = renamed
+    assert equal(take(rows, order), theirs)
+
+
+# The thread itself
+
+
+class Threaded:
+    """Runs the journal's work in a thread of its own, as ingest does."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.inner, self.lock = InTurn(journal), threading.Lock()
+
+    def call(self, work: Callable[[Journal], Any]) -> Future[Any]:
+        with self.lock:
+            return self.inner.call(work)
+
+
+def test_the_thread_pushes_and_ends_when_told(box: Box):
+    pushed = threading.Event()
+
+    def told(status: Status) -> None:
+        if status.segments:
+            pushed.set()
+
+    box.receive(3)
+    with box.journal.transaction():
+        box.journal.save_epoch(1, "inc")
+    pusher = Pusher(
+        [box.store], lambda: JournalReader.open(box.journal.path), Threaded(box.journal), layout=LAYOUT, replica="a",
+        key=KEY, policy=POLICY, epoch=1, incarnation="inc", on_status=told,
+    )  # fmt: skip
+    pusher.start()
+    assert pushed.wait(20)
+    pusher.stop()
+    assert pusher.status.state == "stopped"
+    box.assert_all_pushed()
+
+
+def test_the_file_in_the_store_is_the_one_whose_hash_stands_beside_it(box: Box):
+    box.receive(1)
+    box.run(3)
+    for key, found in box.store.objects.items():
+        if key.startswith(LAYOUT.log):
+            assert found.metadata["sha256"] == hashlib.sha256(found.body).hexdigest()
+            metadata: Mapping[str, str] = found.metadata
+            assert len(metadata["chain"]) == 64
