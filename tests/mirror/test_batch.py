@@ -85,7 +85,7 @@ def test_equal_tells_neighbours_in_the_heap_apart() -> None:
     def texts(*entries: bytes) -> Batch:
         return from_rows([(0, 0, 0, 0, 0, 0, 0, int(Kind.STRING), e) for e in entries])
 
-    assert not equal(texts(b"ab", b"c"), texts(b"a", b"bc"))
+    assert not equal(texts(b"ab", b"c"), texts(b"a", b"bc")) and not equal(texts(b"a"), texts(b"b"))
 
 
 def plain_key(batch: Batch, row: int) -> tuple[Any, ...]:
@@ -118,6 +118,7 @@ def test_canonical_order_of_any_arrival_is_the_same_batch(batch: Batch, data: st
 def test_rows_that_differ_in_one_key_only_are_ordered_by_it() -> None:
     base = (0, 9, 9, 9, 9, 9, 0, int(Kind.UINT32), 9)
     rows = [(*base[:i], base[i] + 1, *base[i + 1 :]) for i in (0, 1, 2, 3, 4, 5, 8)]
+    rows.append((*base[:6], AHEAD, *base[7:]))
     heap = [(0, 9, 9, 9, 9, 9, 0, int(Kind.STRING), text) for text in (b"b", b"a", b"ab", b"a")]
     batch = from_rows([base, *rows, *heap])
     for trial in range(20):

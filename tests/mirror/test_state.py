@@ -163,11 +163,29 @@ def test_a_tag_may_change_between_scalar_and_heap_values() -> None:
     assert state.heap == {} and state.row(0) == (0, 4, 4, 0, Kind.INT32, 6)
 
 
+def test_two_texts_of_the_same_moment_end_as_the_same_one_in_either_order() -> None:
+    text = int(Kind.STRING)
+    parts = [from_rows([(0, 1, 1, 0, 0, 0, 0, text, encode(text, value))]) for value in ("a", "b")]
+    for arrival in (parts, parts[::-1]):
+        state = State()
+        for part in arrival:
+            state.apply(part)
+        assert state.row(0) == (0, 1, 1, 0, text, "b")
+
+
+def test_the_slot_of_a_heap_value_holds_no_index() -> None:
+    text = int(Kind.STRING)
+    state = State()
+    state.apply(from_rows([(h, 1, 1, 0, 0, 0, 0, text, encode(text, "a")) for h in range(3)]))
+    assert state.bits[:3].tolist() == [0, 0, 0] and sorted(state.heap) == [0, 1, 2]
+
+
 def test_values_are_typed_as_sql_binds_them() -> None:
     text, raw = int(Kind.STRING), struct.pack("<i", 2) + b"\xff\xfe"
     values: list[tuple[int, Any, Any]] = [
         (Kind.BOOLEAN, 1, 1), (Kind.SBYTE, 2**64 - 3, -3), (Kind.UINT64, 2**63 - 1, 2**63 - 1),
-        (Kind.UINT64, 2**64 - 1, "18446744073709551615"), (Kind.FLOAT, 0x3FC00000, 1.5),
+        (Kind.UINT64, 2**63, "9223372036854775808"), (Kind.UINT64, 2**64 - 1, "18446744073709551615"),
+        (Kind.FLOAT, 0x3FC00000, 1.5),
         (Kind.DOUBLE, 0xC000000000000000, -2.0), (Kind.DATETIME, NOW_TICKS, NOW_TICKS), (text, encode(text, "ü"), "ü"),
         (text, encode(text, ""), ""), (text, encode(text, None), None), (text, raw, raw), (Kind.NULL, 0, None),
         (Kind.STATUSCODE, 0x80000000, 0x80000000), (0x86, encode(0x86, [1]), encode(0x86, [1])),
