@@ -37,7 +37,6 @@ NAMESPACE = "urn:edgemirror:demo:plant"
 URI = "urn:edgemirror:demo:plant-server"
 STALE = timedelta(hours=1)
 SLICE_S = 0.01
-PICOSECONDS = 1234
 
 
 @dataclass
@@ -149,10 +148,8 @@ class Plant:
         stamps = each.signal.stamps
         source = {"no source": None, "stale": each.stamp - STALE}.get(stamps, each.stamp)
         served = None if stamps == "no server" else now
-        return ua.DataValue(
-            value, ua.StatusCode(status), SourceTimestamp=source, ServerTimestamp=served,
-            SourcePicoseconds=PICOSECONDS if stamps == "fine" else None,
-        )  # fmt: skip
+        # No picoseconds: this server would put them behind the server time, where no client looks for them.
+        return ua.DataValue(value, ua.StatusCode(status), SourceTimestamp=source, ServerTimestamp=served)
 
     def _note(self, each: Running, data: ua.DataValue) -> None:
         assert data.Value is not None and data.StatusCode is not None
@@ -162,7 +159,7 @@ class Plant:
         ]
         line = {
             "node": f"nsu={NAMESPACE};s={each.signal.identifier}", "source_ticks": ticks[0], "server_ticks": ticks[1],
-            "source_ps": data.SourcePicoseconds or 0, "status": data.StatusCode.value, "kind": wire[0],
+            "source_ps": 0, "status": data.StatusCode.value, "kind": wire[0],
             "body": wire[1:].hex(),
         }  # fmt: skip
         self.log.write(json.dumps(line) + "\n")
@@ -211,7 +208,11 @@ async def serve(port: int, seed: int, log: IO[str], *, paused: bool) -> None:
     async with server:
         if not paused:
             await works.obey({"do": "run"})
-        answer("ready", endpoint=endpoint, uri=URI, namespace=NAMESPACE, tags=len(works.running), pid=os.getpid())
+        machines = list(dict.fromkeys(signal.machine for signal in plant()))
+        answer(
+            "ready", endpoint=endpoint, uri=URI, namespace=NAMESPACE, tags=len(works.running), machines=machines,
+            pid=os.getpid(),
+        )  # fmt: skip
         reader = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
         while line := await reader.readline():

@@ -155,7 +155,7 @@ def press() -> list[Signal]:
         Signal(m, "Safety", T.Boolean, 2.0, flip, text="Light curtain free", statuses=5),
         Signal(m, "Lubrication", T.Double, 1.0, wave(3, 1, 30), "l/h", 0, 10, "Its clock is wrong", stamps="stale"),
         Signal(m, "Clutch", T.Double, 0.5, wave(6, 1, 20), "bar", 0, 10, "Has no clock", stamps="no source"),
-        Signal(m, "Encoder", T.Int64, 0.1, count(1_000_003, -(2**40)), text="Has a very good clock", stamps="fine"),
+        Signal(m, "Encoder", T.Int64, 0.1, count(1_000_003, -(2**40)), text="Position of the encoder"),
     ]  # fmt: skip
 
 

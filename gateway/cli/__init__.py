@@ -76,8 +76,7 @@ def _export(sub: argparse.ArgumentParser) -> None:
 
 def _verify(sub: argparse.ArgumentParser) -> None:
     _config(sub)
-    sub.add_argument("--from", dest="start", type=int, default=0, metavar="SEQ", help="first segment to look at")
-    sub.add_argument("--headers", action="store_true", help="check the chain only, do not read the samples")
+    sub.add_argument("--alone", action="store_true", help="trust the bucket alone, not what this journal remembers")
 
 
 def _demo(sub: argparse.ArgumentParser) -> None:

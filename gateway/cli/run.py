@@ -39,7 +39,9 @@ def run(options: argparse.Namespace) -> int:
     gateway = Gateway(config)
 
     def ready() -> None:
-        print(json.dumps({"ready": True, "journal": str(gateway.path), "pid": os.getpid()}), flush=True)
+        http = f"http://{config.http.listen.rpartition(':')[0]}:{gateway.http.port}" if gateway.http else None
+        facts = {"ready": True, "journal": str(gateway.path), "pid": os.getpid(), "http": http}
+        print(json.dumps(facts), flush=True)
 
     async def main() -> None:
         stop = asyncio.Event()

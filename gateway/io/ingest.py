@@ -23,6 +23,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from gateway import sampler
 from gateway.decode import Message, decode
@@ -46,13 +47,16 @@ class Counters:
     """What the ingest has done since the process began; read by anyone, written by the ingest thread."""
 
     samples: int = 0
-    bad: int = 0
+    quality: dict[str, NDArray[np.int64]] = field(default_factory=dict)  # by stream: good, uncertain, bad, other
     messages: int = 0
     keepalives: int = 0
     chunks: int = 0
     commits: int = 0
     commit_s: float = 0.0
     commit_s_max: float = 0.0
+    commit_s_last: float = 0.0
+    recovered_rows: int = 0
+    overflows: dict[str, int] = field(default_factory=dict)  # by stream
     refused: int = 0
     undecodable: int = 0
     store_failures: int = 0
@@ -283,6 +287,7 @@ class Ingest:
         self._last_commit = time.monotonic()
         counters.commits += 1
         counters.commit_s += took_s
+        counters.commit_s_last = took_s
         counters.commit_s_max = max(counters.commit_s_max, took_s)
         was_full = self.full or self._was_full
         if self.stalled_since is not None:
@@ -355,6 +360,10 @@ class Ingest:
         try:
             decoded = decode(message, handle_limit=len(self.journal.tags))
             counters.refused += decoded.refused
+            if republished:
+                counters.recovered_rows += len(decoded.batch)
+            if len(decoded.overflow):
+                counters.overflows[stream] = counters.overflows.get(stream, 0) + len(decoded.overflow)
             batch, overflow = _flag_ahead(decoded.batch), tuple(decoded.overflow.tolist())
         except Corrupt as error:
             undecodable = True
@@ -379,7 +388,8 @@ class Ingest:
                     journal.append(stream, effect.timeline, effect.pub_from, effect.pub_to, self.replica, batch)
                     counters.chunks += 1
                     counters.samples += len(batch)
-                    counters.bad += int(np.count_nonzero(batch.status >> np.uint32(30) == 2))
+                    quality = np.bincount(batch.status >> np.uint32(30), minlength=4)
+                    counters.quality[stream] = counters.quality.get(stream, 0) + quality
                     durable.batches.append((stream, batch))
                 counters.newest_ticks = max(counters.newest_ticks, effect.pub_to)
             case sampler.Extend():

@@ -22,16 +22,19 @@ from urllib.parse import urlsplit
 from gateway import sampler
 from gateway.config import Config, Sync
 from gateway.formats.names import Names, Options, Place
+from gateway.io.http import HttpServer
 from gateway.io.ingest import Durable, Ingest
 from gateway.io.journal import Journal
 from gateway.io.keys import signing_key
 from gateway.io.log import log
 from gateway.io.mqtt import Broker
 from gateway.io.publisher import Publisher
-from gateway.io.push import Pusher, Surroundings
+from gateway.io.push import Pusher
 from gateway.io.push import Status as PushStatus
 from gateway.io.reader import JournalReader
+from gateway.io.sealing import Surroundings
 from gateway.io.source import SourceRunner
+from gateway.io.survey import Survey
 from gateway.sync import Policy
 from mirror.coverage import Promise
 from mirror.errors import ConfigError, MirrorError, Unavailable
@@ -78,6 +81,9 @@ class Gateway:
         self._of_stream: dict[str, SourceRunner] = {}
         self.publisher = self._publisher() if config.mqtt.url else None
         self.pusher = self._pusher() if config.sync.bucket else None
+        self.stopping = False
+        self.survey = Survey(self)
+        self.http = HttpServer(config.http.listen, self.survey.figures) if config.http.listen else None
 
     async def run(self, stop: asyncio.Event, ready: Callable[[], None] = lambda: None) -> None:
         """Mirror until `stop` is set.
@@ -95,9 +101,11 @@ class Gateway:
                 self.publisher.tell("role", b'{"role":"PRIMARY","epoch":%d}' % self.epoch)
             if self.pusher is not None:
                 self.pusher.start()
+            if self.http is not None:
+                await self.http.start()
             log("gateway.started", replica=self.config.replica.name, epoch=self.epoch)
             tasks = [asyncio.create_task(source.run(), name=source.config.name) for source in self.sources]
-            tasks += [asyncio.create_task(self._trim()), asyncio.create_task(self._guard())]
+            tasks += [asyncio.create_task(work) for work in (self._trim(), self._guard(), self.survey.run())]
             ready()
             stopping = asyncio.create_task(stop.wait())
             done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -105,9 +113,12 @@ class Gateway:
             for task in done - {stopping}:
                 task.result()
         finally:
+            self.stopping = True
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            if self.http is not None:
+                await self.http.stop()
             await asyncio.to_thread(self._close)
             log("gateway.stopped", replica=self.config.replica.name)
 
@@ -198,14 +209,14 @@ class Gateway:
 
     def _pusher(self) -> Pusher:
         config, data_dir = self.config, self.path.parent
-        store = _open_store(config.sync)
+        store = open_store(config.sync)
         policy = Policy(
             config.sync.segment_rows, config.sync.segment_mib << 20, config.sync.interval_s.min,
             config.sync.interval_s.max, config.sync.requests_per_day,
         )  # fmt: skip
         return Pusher(
             store.dialects(), partial(JournalReader.open, self.path), self.ingest,
-            layout=Layout(urlsplit(config.sync.bucket).path.strip("/"), config.group.name),
+            layout=log_layout(config),
             replica=config.replica.name, key=signing_key(data_dir), policy=policy, epoch=self.epoch,
             incarnation=self.incarnation, on_status=self._pushing, together=together,
             surroundings=self._surroundings,
@@ -231,7 +242,12 @@ class Gateway:
         return Publisher(broker, self._names(), on_event=_mqtt_event)
 
 
-def _open_store(config: Sync) -> S3Store:
+def log_layout(config: Config) -> Layout:
+    """Return where the group's objects are in the bucket."""
+    return Layout(urlsplit(config.sync.bucket).path.strip("/"), config.group.name)
+
+
+def open_store(config: Sync) -> S3Store:
     """Return the bucket for the log."""
     settings = S3Settings.parse(
         config.bucket, endpoint=config.endpoint, region=config.region, ca_file=config.ca_file,

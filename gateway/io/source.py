@@ -514,6 +514,7 @@ class SourceRunner:
         if len(new):
             origin = f"{self._ingest.replica}/history"
             journal.append(stream, gap.timeline, gap.start, gap.end, origin, new)
+            self._ingest.counters.recovered_rows += len(new)
             journal.extend(Coverage(stream, gap.timeline, gap.start, gap.end, origin, Grade.HISTORY))
 
     def _open_gaps(self, stream: str) -> list[Gap]:
@@ -549,6 +550,7 @@ class SourceRunner:
         before, self.status.last_error = self.status.last_error, str(error)
         if self.status.connected:
             self.status.connected = False
+            self.status.since = time.time()
             log("source.lost", source=self.config.name, error=str(error))
             self._on_state(self, False)
         elif before != str(error):  # said once, however often it is tried

@@ -1,0 +1,102 @@
+"""What the demo shows while it runs: a table on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from gateway.io.reader import JournalReader
+from mirror.status import status_name
+
+UNIX_EPOCH_TICKS = 116_444_736_000_000_000
+ROWS = 24
+LINE_S = 5.0
+COLOURS = ("green", "yellow", "red", "red")  # by the two highest bits of a StatusCode
+
+
+class Screen:
+    """Writes to standard error, so that standard output holds the result alone."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._live: Live | None = None
+        self._said = 0.0
+
+    def say(self, text: str) -> None:
+        """Write one line."""
+        self._console.print(text, highlight=False, markup=False)
+
+    def hints(self, commands: Sequence[str]) -> None:
+        """Write what can be tried in another terminal meanwhile."""
+        self.say("\nto try in another terminal meanwhile:")
+        for command in commands:
+            self._console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
+        self.say("")
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def show(
+        self, reader: JournalReader, metrics: Mapping[str, float], messages: int, values: int, left_s: float
+    ) -> None:
+        """Show how things are."""
+        summary = _summary(metrics, messages, values, left_s)
+        if self._live is not None:
+            self._live.update(_table(reader, summary), refresh=True)
+        elif time.monotonic() - self._said > LINE_S:
+            self._said = time.monotonic()
+            self.say(summary)
+
+
+def _summary(metrics: Mapping[str, float], messages: int, values: int, left_s: float) -> str:
+    def n(name: str) -> str:
+        return f"{metrics.get(f'edgemirror_{name}', 0):,.0f}"
+
+    return (
+        f"{n('samples_total')} samples journaled | {n('backlog_samples')} not pushed yet | "
+        f"{n('sync_segments_total')} segments, {n('sync_bytes_total')} bytes in S3 | "
+        f"MQTT: {messages:,} messages, {values:,} values | {n('gaps_total')} gaps | {left_s:.0f} s left"
+    )
+
+
+def _table(reader: JournalReader, summary: str) -> Table:
+    table = Table(caption=summary, caption_justify="left", expand=True)
+    for name, share in (("tag", 4), ("value", 4), ("quality", 2), ("age", 1)):
+        table.add_column(name, ratio=share, no_wrap=True, overflow="ellipsis")
+    tags, state = reader.tags(), reader.state()
+    now = int(time.time() * 10_000_000) + UNIX_EPOCH_TICKS
+    handles = state.handles
+    step = max(1, len(handles) // ROWS)
+    for handle, source, server, status, _kind, value in state.rows(handles[::step][:ROWS]):
+        at = source if source is not None else server
+        colour = COLOURS[status >> 30]
+        table.add_row(
+            tags[handle].path or tags[handle].node, _text(value), f"[{colour}]{status_name(status)}[/]",
+            "-" if at is None else _age((now - at) / 10_000_000),
+        )  # fmt: skip
+    return table
+
+
+def _text(value: Any) -> str:
+    text = "null" if value is None else value.hex() if isinstance(value, bytes) else str(value)
+    return text.replace("[", "\\[")
+
+
+def _age(seconds: float) -> str:
+    if abs(seconds) < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 3600:,.0f} h"

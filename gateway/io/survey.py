@@ -1,0 +1,188 @@
+"""What the running gateway knows about itself, gathered into figures for health and metrics.
+
+What costs a look into the journal is looked up every few seconds in a thread of its own; everything else is
+read from counters at the moment of asking. Nothing here changes anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gateway.health import Figures, JournalFigures, MqttFigures, SourceFigures, SyncFigures
+from gateway.io.reader import JournalReader
+from gateway.io.source import SourceRunner
+from mirror.errors import MirrorError
+
+if TYPE_CHECKING:
+    from gateway.io.runtime import Gateway
+
+LOOK_S = 5.0
+BEAT_S = 0.5
+OFFLINE_S = 30.0
+QUALITY = ("good", "uncertain", "bad", "bad")  # by the two highest bits of a StatusCode
+
+_TIME_ERROR = 5  # adjtimex: the clock is not synchronised
+
+
+@dataclass(slots=True)
+class _Looked:
+    """What the last look into the journal found."""
+
+    gaps_open: int = 0
+    gaps: dict[str, int] = field(default_factory=dict)
+    backlog_samples: int = 0
+    backlog_since: float | None = None
+
+
+class Survey:
+    """Keeps the costly figures fresh and puts all of them together."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._looked = _Looked()
+        self._beat = time.monotonic()
+        self._lag_s = 0.0
+        self._version = _version()
+
+    async def run(self) -> None:
+        """Look every few seconds, and feel the event loop's pulse."""
+        beat = asyncio.create_task(self._pulse())
+        try:
+            while True:
+                with contextlib.suppress(MirrorError):
+                    self._looked = await asyncio.to_thread(_look, self._gateway.path)
+                await asyncio.sleep(LOOK_S)
+        finally:
+            beat.cancel()
+
+    async def _pulse(self) -> None:
+        while True:
+            self._beat = time.monotonic()
+            await asyncio.sleep(BEAT_S)
+            self._lag_s = time.monotonic() - self._beat - BEAT_S
+
+    def figures(self) -> Figures:
+        """Return everything at this moment; called in the event loop."""
+        gateway, looked = self._gateway, self._looked
+        config, ingest = gateway.config, gateway.ingest
+        counters = ingest.counters
+        threads = {"ingest": ingest.failure is None}
+        return Figures(
+            version=self._version, group=config.group.name, replica=config.replica.name, epoch=gateway.epoch,
+            uptime_s=time.time() - gateway.started, stopping=gateway.stopping, loop_lag_s=max(0.0, self._lag_s),
+            threads=threads, sources=[self._source(s) for s in gateway.sources], tags=self._tags(),
+            journal=self._journal(), sync=self._sync(), mqtt=self._mqtt(), gaps_open=looked.gaps_open,
+            gaps=looked.gaps, recovered_samples=counters.recovered_rows, clock_offset_s=clock_offset_s(),
+        )  # fmt: skip
+
+    def _source(self, source: SourceRunner) -> SourceFigures:
+        status, now = source.status, time.time()
+        totals = np.zeros(4, np.int64)
+        overflows = 0
+        for stream in source.streams:
+            totals += self._gateway.ingest.counters.quality.get(stream, 0)
+            overflows += self._gateway.ingest.counters.overflows.get(stream, 0)
+        samples: Counter[str] = Counter()
+        for name, n in zip(QUALITY, totals.tolist(), strict=True):
+            samples[name] += n
+        since_s = now - (status.since or self._gateway.started)
+        state = "live" if status.connected else "stale" if since_s < OFFLINE_S else "offline"
+        silent_s = time.monotonic() - status.last_message if status.last_message else None
+        return SourceFigures(
+            name=status.name, state=state, since_s=since_s, silent_s=silent_s,
+            reconnects=max(0, status.connects - 1), overflows=overflows, samples=dict(samples),
+            error=status.last_error,
+        )  # fmt: skip
+
+    def _tags(self) -> dict[str, int]:
+        """Count current values by quality; the state belongs to another thread, so this is a glance."""
+        state = self._gateway.journal.state
+        n = min(len(state.known), len(state.status))
+        known = state.known[:n]
+        counts = np.bincount(state.status[:n][known] >> np.uint32(30), minlength=4).tolist()
+        found: Counter[str] = Counter(unknown=max(0, len(self._gateway.journal.tags) - int(known.sum())))
+        for name, count in zip(QUALITY, counts, strict=True):
+            found[name] += count
+        return dict(found)
+
+    def _journal(self) -> JournalFigures:
+        gateway = self._gateway
+        counters = gateway.ingest.counters
+        stalled = gateway.ingest.stalled_since
+        error = "" if stalled is None else f"the disk has refused for {time.monotonic() - stalled:.0f} s"
+        return JournalFigures(
+            error=error, size_bytes=gateway.journal.size_bytes,
+            size_bytes_max=int(gateway.config.journal.max_gib * 2**30), commits=counters.commits,
+            backlog_samples=self._looked.backlog_samples, commit_s=counters.commit_s_last,
+        )  # fmt: skip
+
+    def _sync(self) -> SyncFigures | None:
+        pusher = self._gateway.pusher
+        if pusher is None:
+            return None
+        status, since = pusher.status, self._looked.backlog_since
+        return SyncFigures(
+            error=str(status.error or ""), lag_s=0.0 if since is None else max(0.0, time.time() - since),
+            segments=status.segments, sent_bytes=status.size_bytes, interval_s=status.interval_s,
+        )  # fmt: skip
+
+    def _mqtt(self) -> MqttFigures | None:
+        publisher = self._gateway.publisher
+        if publisher is None:
+            return None
+        status = publisher.status()
+        names = MqttFigures.__dataclass_fields__
+        return MqttFigures(**{name: getattr(status, name) for name in names})
+
+
+def _look(path: Path) -> _Looked:
+    reader = JournalReader.open(path)
+    try:
+        gaps = reader.gaps()
+        backlog = reader.backlog(reader.promise())
+    finally:
+        reader.close()
+    return _Looked(
+        sum(g.closed_by is None for g in gaps), dict(Counter(str(g.reason) for g in gaps)), backlog.rows,
+        backlog.oldest_s,
+    )  # fmt: skip
+
+
+class _Timex(ctypes.Structure):
+    """`struct timex` of adjtimex(2), as far as it is read here."""
+
+    _fields_ = (
+        ("modes", ctypes.c_uint),
+        ("offset", ctypes.c_long),
+        ("freq", ctypes.c_long),
+        ("maxerror", ctypes.c_long),
+        ("esterror", ctypes.c_long),
+        ("rest", ctypes.c_byte * 512),
+    )
+
+
+def clock_offset_s() -> float | None:
+    """Return the kernel's estimate of this box's clock error; None where nothing disciplines the clock.
+
+    Source: adjtimex(2), `esterror` in microseconds.
+    """
+    timex = _Timex()
+    state = ctypes.CDLL(None).adjtimex(ctypes.byref(timex))
+    return None if state in (-1, _TIME_ERROR) else timex.esterror / 1e6
+
+
+def _version() -> str:
+    try:
+        return version("edgemirror")
+    except PackageNotFoundError:
+        return "0"
