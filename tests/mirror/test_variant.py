@@ -122,6 +122,8 @@ def test_a_body_with_a_changed_byte_raises_corrupt_or_decodes(
         (Kind.DIAGNOSTICINFO, "7f 01000000 02000000 04000000 03000000 0100000041 00000180 00",
          {"symbolic_id": 1, "namespace_uri": 2, "locale": 4, "localized_text": 3, "additional_info": "A",
           "inner_status": 0x80010000, "inner": {}}),
+        (Kind.DIAGNOSTICINFO, "04 05000000", {"localized_text": 5}),
+        (Kind.DIAGNOSTICINFO, "08 05000000", {"locale": 5}),
         (Kind.BOOLEAN | ARRAY, "03000000000102", [False, True, True]),
         (Kind.INT16 | ARRAY, "02000000ffff0100", [-1, 1]),
         (Kind.INT16 | ARRAY, "ffffffff", None),
