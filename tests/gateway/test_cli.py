@@ -1,0 +1,118 @@
+"""The command line on a journal that a test has filled."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from gateway.__main__ import main
+from gateway.io.journal import Journal
+from mirror.batch import Batch
+from mirror.coverage import Coverage, Gap, Reason, Stream
+from mirror.tags import Tag
+
+T = 134_000_000_000_000_000
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    """A journal with three samples of two tags, one covered interval and one gap."""
+    path = tmp_path / "mirror.db"
+    with_journal = Journal.open(path, replica="a")
+    rows = Batch.zeros(3)
+    rows.handle[:] = [0, 1, 0]
+    rows.kind[:] = 8
+    rows.bits[:] = [7, 8, 9]
+    rows.source_ticks[:] = [T, T, T + 10]
+    rows.status[:] = [0, 0x80310000, 0]
+    with with_journal.transaction():
+        with_journal.add_tags([Tag("urn:s", "urn:n", f"s={n}", path=f"Press/{n}") for n in ("A", "B")])
+        with_journal.save_stream(Stream("s1", "urn:s"))
+        with_journal.append("s1", "1-1", T, T + 100, "a", rows)
+        with_journal.extend(Coverage("s1", "1-1", T, T + 100, "a"))
+        with_journal.open_gap(Gap.opened("s1", "1-1", T + 100, Reason.DISCONNECTED, end=T + 200))
+    with_journal.close()
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    code = main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_status_tells_what_is_covered_missing_and_not_pushed(journal: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "status", "--journal", journal, "--json")
+    facts = json.loads(out)
+    assert code == 0 and facts["tags"] == 2 and facts["gaps"] == {"open": 1, "closed": 0, "lost": 0}
+    assert facts["streams"][0]["covered_to"] == T + 100 and facts["backlog"]["rows"] == 3
+    code, out, _ = run(capsys, "status", "--journal", journal)
+    assert code == 0 and "not pushed: 3 samples in 1 chunks" in out
+
+
+def test_tail_prints_samples_and_ends_after_as_many_as_asked(journal: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "tail", "--journal", journal, "--from-start", "-n", "2", "--json", "Press/A")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [(s["tag"], s["value"], s["status"]) for s in lines] == [
+        ("Press/A", 7, "Good"),
+        ("Press/A", 9, "Good"),
+    ]
+
+
+def test_sql_sees_every_sample_as_a_row(journal: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    query = "SELECT tag, count(*) AS n FROM samples GROUP BY tag ORDER BY tag"
+    code, out, _ = run(capsys, "sql", "--journal", journal, "--json", query)
+    assert code == 0 and [row["n"] for row in json.loads(out)] == [2, 1]
+    code, out, _ = run(capsys, "sql", "--journal", journal, query)
+    assert code == 0 and out.splitlines()[0] == "tag\tn"
+
+
+def test_sql_that_is_wrong_says_so_and_writes_nothing(journal: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for query in ("SELEC 1", "DELETE FROM chunk", "SELECT * FROM nothing"):
+        code, out, err = run(capsys, "sql", "--journal", journal, query)
+        assert code != 0 and out == "" and err.startswith("edgemirror: ")
+
+
+def test_export_writes_a_plain_file_and_never_over_another(
+    journal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out_file = tmp_path / "out.db"
+    code, out, _ = run(capsys, "export", "--journal", journal, "--json", out_file)
+    assert code == 0 and json.loads(out)["file"] == str(out_file)
+    db = sqlite3.connect(out_file)
+    assert db.execute("SELECT count(*) FROM samples").fetchone() == (3,)
+    db.close()
+    code, _, err = run(capsys, "export", "--journal", journal, out_file)
+    assert code == 2 and "exists" in err
+
+
+def test_a_missing_file_is_named_with_the_next_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "status", "--config", tmp_path / "none.toml")
+    assert code == 2 and "none.toml" in err and "try:" in err
+    code, _, err = run(capsys, "status", "--journal", tmp_path / "none.db")
+    assert code == 2 and "there is no journal" in err
+
+
+def test_verify_without_a_bucket_says_what_to_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "gateway.toml"
+    config.write_text(
+        f'[group]\nname="g"\n[replica]\nname="a"\ndata_dir="{tmp_path}"\n[[source]]\nname="s"\n'
+        'endpoint="opc.tcp://h:1"\nsecurity="none"\n[[source.device]]\nname="d"\nbrowse=["i=85"]\n'
+    )
+    code, _, err = run(capsys, "verify", "--config", config)
+    assert code == 2 and "sync.bucket" in err
+
+
+def test_version_names_what_the_program_stands_on(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "version", "--json")
+    assert code == 0 and json.loads(out)["asyncua"] == "2.1.0"
+
+
+def test_an_unknown_verb_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["nonsense"])
+    assert end.value.code == 2
+    capsys.readouterr()
