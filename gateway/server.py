@@ -30,6 +30,16 @@ class Refused(Unavailable):
         super().__init__(f"{what}: {self.name}")
 
 
+#: Names of statuses that an operator has to mend when they come while a connection is opened.
+OPERATOR_MENDS = frozenset((
+    "BadUserAccessDenied", "BadIdentityTokenInvalid", "BadIdentityTokenRejected", "BadSecurityChecksFailed",
+    "BadSecurityPolicyRejected", "BadSecurityModeRejected", "BadApplicationSignatureInvalid",
+    "BadCertificateInvalid", "BadCertificateUntrusted", "BadCertificateTimeInvalid",
+    "BadCertificateUriInvalid", "BadCertificateUseNotAllowed", "BadCertificateRevoked",
+    "BadCertificateHostNameInvalid", "BadTcpEndpointUrlInvalid",
+))  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How many nodes one call may name; 0 where the server states no limit."""

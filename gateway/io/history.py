@@ -1,7 +1,8 @@
 """Read a historian page by page, several tags in a call.
 
 Continuation points are followed until the server has no more, and given back when the reader stops
-early. A tag that fails ends alone; the others go on.
+early. Some servers cut a long answer off without one: after a full page without a continuation point the
+rest is asked for again from the last time on. A tag that fails ends alone; the others go on.
 
 What it does not do: remove rows that came live as well (`mirror.batch`), or choose what to ask for.
 
@@ -26,6 +27,7 @@ NODES_PER_CALL = 50
 EMPTY_PAGES_MAX = 100  # a historian that promises more and sends nothing so often is given up
 BAD_NODE_ID_UNKNOWN = 0x80340000
 BAD_CONTINUATION_POINT = 0x804A0000
+BAD_TOO_MANY_OPERATIONS = 0x80100000
 _BAD = 0x80000000
 
 
@@ -46,9 +48,29 @@ async def pages(
     Args:
         historian: An open connection.
         nodes: By handle, the node; at most as many as one call may carry.
-        start_ticks, end_ticks: Bounds; rows a microsecond outside may come too.
+        start_ticks, end_ticks: Bounds; rows a microsecond outside may come too, and a row twice.
         failed: Gets the StatusCode of each handle whose history could not be read to its end.
     """
+    todo = [(dict(nodes), start_ticks)]
+    while todo:
+        part, begin = todo.pop()
+        cut_off: dict[int, int] = {}
+        found = _follow(historian, part, begin, end_ticks, failed, cut_off)
+        async with contextlib.aclosing(found):
+            async for batch in found:
+                yield batch
+        for handle, last_ticks in cut_off.items():
+            if last_ticks > begin:
+                todo.append(({handle: nodes[handle]}, last_ticks))
+            else:
+                failed[handle] = BAD_TOO_MANY_OPERATIONS  # more samples of one time than a page holds
+
+
+async def _follow(
+    historian: Historian, nodes: Mapping[int, str], start_ticks: int, end_ticks: int,
+    failed: dict[int, int], cut_off: dict[int, int],
+) -> AsyncGenerator[Batch, None]:  # fmt: skip
+    """Yield pages as long as there are continuation points; `cut_off` gets the last time of full last pages."""
     points = dict.fromkeys(nodes, b"")
     empty = dict.fromkeys(nodes, 0)
     given_up: dict[str, bytes] = {}
@@ -70,6 +92,8 @@ async def pages(
                 elif result.continuation and empty[handle] > EMPTY_PAGES_MAX:
                     failed[handle] = BAD_CONTINUATION_POINT
                     given_up[nodes[handle]] = result.continuation
+                elif rows >= PAGE_ROWS and not result.continuation:
+                    cut_off[handle] = int(result.batch.source_ticks.max())
                 if handle in failed or not result.continuation:
                     del points[handle]
             for batch in found:

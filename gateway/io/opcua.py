@@ -42,7 +42,16 @@ from gateway.io import history
 from gateway.io.browse import browse
 from gateway.io.trust import application_uri
 from gateway.io.trust import check as check_certificate
-from gateway.server import FACT_NODES, MonitoredItem, Refused, Revised, ServerFacts, Subscription, facts_of
+from gateway.server import (
+    FACT_NODES,
+    OPERATOR_MENDS,
+    MonitoredItem,
+    Refused,
+    Revised,
+    ServerFacts,
+    Subscription,
+    facts_of,
+)
 from mirror.batch import Batch, Kind, concat
 from mirror.errors import ConfigError, Corrupt, MirrorError, Unavailable
 from mirror.status import status_name
@@ -51,7 +60,7 @@ from mirror.variant import Structure
 from mirror.wire import decode, encode
 
 MESSAGE_BYTES_MAX = 64 << 20  # a longer response is refused and ends the connection
-NODES_PER_CALL = 1000  # where the server states no limit
+NODES_PER_CALL = 1000  # or fewer, where the server says so
 CLOSE_S = 2.0
 
 _BAD = 0x80000000
@@ -138,17 +147,15 @@ class Connection:
         return msgspec.msgpack.encode(_Secret(token, client._server_nonce or b""))
 
     async def close(self, *, keep_session: bool = False) -> None:
-        """Close the channel; the session and its subscriptions too, unless they are kept for a `resume`."""
+        """Close session, subscriptions and channel; or drop the socket alone, to `resume` the session later."""
         client, self._client = self._client, None
         if client is None:
             return
-        with contextlib.suppress(Exception):  # what a dying connection says on its way out changes nothing
-            async with asyncio.timeout(CLOSE_S):
-                if not keep_session:
+        if not keep_session:  # some servers end the session with its channel: to keep it, only the socket goes
+            with contextlib.suppress(Exception):  # what a dying connection says on its way out changes nothing
+                async with asyncio.timeout(CLOSE_S):
                     await client.close_session()
-                else:
-                    client.uaclient.request_disconnect()
-                await client.close_secure_channel()
+                    await client.close_secure_channel()
         self._abort(client)
 
     def abort(self) -> None:
@@ -318,7 +325,7 @@ class Connection:
         nodes = await self._nodes([(item.handle, item.tag) for item in items])
         refused = {item.handle: ua.StatusCodes.BadNodeIdUnknown for item in items if item.handle not in nodes}
         todo = [item for item in items if item.handle in nodes]
-        size, start = (await self.server_facts()).limits.monitor or NODES_PER_CALL, 0
+        size, start = min((await self.server_facts()).limits.monitor or NODES_PER_CALL, NODES_PER_CALL), 0
         revised, ticks = {}, 0
         while start < len(todo):
             part = todo[start : start + size]
@@ -415,7 +422,7 @@ class Connection:
         return [None if bad[row] else decode(int(batch.kind[row]), batch.value_bytes(row)) for row in range(len(batch))]
 
     async def _read(self, nodes: Sequence[str], attribute: int) -> Batch:
-        size = (self._facts.limits.read if self._facts else 0) or NODES_PER_CALL
+        size = min((self._facts.limits.read if self._facts else 0) or NODES_PER_CALL, NODES_PER_CALL)
         pages = []
         for start in range(0, len(nodes), size):
             part = nodes[start : start + size]
@@ -434,9 +441,7 @@ class Connection:
         classes = 0 if types else ua.NodeClass.Object | ua.NodeClass.Variable
         request = ua.BrowseRequest()
         request.Parameters.NodesToBrowse = [
-            ua.BrowseDescription(
-                _node_id(n), direction, reference, True, classes, ua.BrowseResultMask.All
-            )
+            ua.BrowseDescription(_node_id(n), direction, reference, True, classes, ua.BrowseResultMask.All)
             for n in nodes
         ]
         return await self._ask("Browse", request)
@@ -463,7 +468,7 @@ class Connection:
         Args:
             tags: (handle, tag) pairs.
             start_ticks, end_ticks: Bounds in source time; the server is asked to the microsecond, rounded
-                outwards, so that a few rows outside may come too.
+                outwards, so that a few rows outside may come too, and a row may come twice.
             failed: Gets the StatusCode of each handle whose history could not be read to its end.
         """
         failed = {} if failed is None else failed
@@ -504,17 +509,6 @@ class Connection:
 
 # ---- asyncua, at arm's length ---------------------------------------------------------------------------
 
-#: What an operator has to mend, when it comes while a connection is opened.
-_OPERATOR = {
-    getattr(ua.StatusCodes, name) for name in (
-        "BadUserAccessDenied", "BadIdentityTokenInvalid", "BadIdentityTokenRejected", "BadSecurityChecksFailed",
-        "BadSecurityPolicyRejected", "BadSecurityModeRejected", "BadApplicationSignatureInvalid",
-        "BadUserSignatureInvalid", "BadCertificateInvalid", "BadCertificateUntrusted", "BadCertificateTimeInvalid",
-        "BadCertificateUriInvalid", "BadCertificateUseNotAllowed", "BadCertificateRevoked",
-        "BadCertificateHostNameInvalid", "BadCertificateChainIncomplete", "BadTcpEndpointUrlInvalid",
-    )
-}  # fmt: skip
-
 
 @contextlib.contextmanager
 def _reactions(what: str, *, operator: bool = False) -> Iterator[None]:
@@ -524,7 +518,7 @@ def _reactions(what: str, *, operator: bool = False) -> Iterator[None]:
     except MirrorError:
         raise
     except ua.UaStatusCodeError as error:
-        if operator and error.code in _OPERATOR:
+        if operator and status_name(error.code) in OPERATOR_MENDS:
             raise ConfigError(
                 f"{what}: the server says {status_name(error.code)}", hint="check user and certificates"
             ) from error
@@ -578,9 +572,7 @@ _METHODS: dict[Any, dict[str, tuple[str, ...]]] = {
         "_send_request": ("self", "request", "timeout", "message_type"), "ensure_publish_loop": ("self",),
         "create_subscription": ("self", "params", "callback"), "restore_authentication_token": ("self", "token"),
     },
-    Client: {
-        "_activate_with_credentials": ("self",), "_start_renew_loop": ("self",), "create_session": ("self",),
-    },
+    Client: dict.fromkeys(("_activate_with_credentials", "_start_renew_loop", "create_session"), ("self",)),
     UASocketProtocol: {"_fail_all_pending": ("self", "exc")},
 }  # fmt: skip
 _NAMES: tuple[tuple[Any, tuple[str, ...]], ...] = (
