@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Protocol
 
 import msgspec
@@ -32,7 +33,8 @@ from mirror.prefix import Prefix
 from mirror.tags import TagTable
 from mirror.variant import Structure
 
-CHUNKS_READ = 200
+CHUNKS_READ = 100
+HEAP_BYTES = segment.HEAP_BYTES_MAX // 4  # of Strings, arrays and structures in a segment, decoded
 TAGS_S = 30.0  # how old the known facts of tags may be
 
 
@@ -79,6 +81,28 @@ class _Facts:
     data: bytes
     sha256: str
     read_at: float
+
+
+@dataclass(slots=True)
+class _Room:
+    """What still fits into a segment, and what is in it. The first publish time always fits."""
+
+    rows: int
+    size_bytes: int
+    heap_bytes: int
+    batches: list[Batch] = field(default_factory=list)
+
+    def take(self, rows: int, size_bytes: int) -> bool:
+        """Take room, if there is any, for one publish time."""
+        if self.batches and (rows > self.rows or self.size_bytes <= 0 or self.heap_bytes <= 0):
+            return False
+        self.rows, self.size_bytes = self.rows - rows, self.size_bytes - size_bytes
+        return True
+
+    def add(self, batch: Batch) -> None:
+        """Put rows in for which room was taken."""
+        self.heap_bytes -= len(batch.heap.data)
+        self.batches.append(batch)
 
 
 class Builder:
@@ -133,27 +157,31 @@ class Builder:
 
     def _collect(self, prefix: Prefix, ledger: Iterable[Gap]) -> tuple[list[Coverage], list[Batch]]:
         """Return the claims of the next segment and their rows."""
-        rows_left, bytes_left = self._policy.rows_max, self._policy.bytes_max
+        room = _Room(min(self._policy.rows_max, segment.ROWS_MAX), self._policy.bytes_max, HEAP_BYTES)
         claims: list[Coverage] = []
-        batches: list[Batch] = []
         for part in sync.unpushed(self._reader.coverage(), prefix.promise, [*ledger, *self._damaged]):
-            claim, done = part.claim, part.claim.end
-            if part.rows:
-                done = claim.start
-            while done < claim.end and rows_left > 0 and bytes_left > 0:
-                found = self._reader.chunks(*claim.key, done, claim.end, CHUNKS_READ, rows_left)
-                if batches and sum(row.n for row in found) > rows_left:
-                    rows_left = 0  # the next publish time is more than fits
-                    break
-                for row in found:
-                    batches.append(self._decoded(row))
-                    rows_left, bytes_left = rows_left - row.n, bytes_left - len(row.body)
-                done = found[-1].pub_to if found else claim.end
-            if done > claim.start:
-                claims.append(msgspec.structs.replace(claim, end=done))
-            if done < claim.end:
+            done = self._fill(room, part.claim) if part.rows else part.claim.end
+            if done > part.claim.start:
+                claims.append(msgspec.structs.replace(part.claim, end=done))
+            if done < part.claim.end:
                 break
-        return claims, batches
+        return claims, room.batches
+
+    def _fill(self, room: _Room, claim: Coverage) -> int:
+        """Add a claim's rows while there is room; return the publish time up to which they are in."""
+        done = claim.start
+        while room.rows > 0 and room.size_bytes > 0 and room.heap_bytes > 0:
+            found = self._reader.chunks(*claim.key, done, claim.end, CHUNKS_READ, room.rows)
+            if not found:
+                return claim.end
+            for time, together in groupby(found, key=lambda row: row.pub_to):
+                rows = list(together)  # all of one publish time, or none
+                if not room.take(sum(row.n for row in rows), sum(len(row.body) for row in rows)):
+                    return done
+                for row in rows:
+                    room.add(self._decoded(row))
+                done = time
+        return done
 
     def _decoded(self, row: ChunkRow) -> Batch:
         """Return a chunk's rows; of a damaged one none, once its loss is declared."""

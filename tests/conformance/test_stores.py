@@ -17,6 +17,7 @@ from botocore.httpsession import URLLib3Session
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from demo.servers import free_ports
 from mirror.errors import ConfigError, Conflict, Corrupt, Unavailable
 from mirror.io.s3 import S3Settings, S3Store, together
 from mirror.store import MemoryStore, ObjectStore, probe
@@ -34,13 +35,12 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
         def place(kind: str) -> S3Settings:
             if kind not in known:
                 folder = tmp_path_factory.mktemp(kind)
-                start = {
-                    "moto": servers.moto,
-                    "weed": lambda: servers.weed(folder),
-                    "weed-tls": lambda: servers.weed(folder, tls=True),
-                    "localbucket": lambda: servers.localbucket(folder),
-                }
-                known[kind] = running.enter_context(start[kind]())
+                if kind.startswith("weed"):
+                    known["weed"], known["weed-tls"] = running.enter_context(servers.weed(folder))
+                elif kind == "moto":
+                    known[kind] = running.enter_context(servers.moto())
+                else:
+                    known[kind] = running.enter_context(servers.localbucket(folder))
             return known[kind]
 
         yield place
@@ -235,7 +235,7 @@ def test_a_certificate_of_an_unknown_authority_is_for_the_operator(places: Calla
 
 def test_nobody_listening_is_unavailable_for_reads_and_writes():
     store = S3Store.open(
-        S3Settings(bucket="b-b", endpoint=f"http://127.0.0.1:{servers.free_ports(1)}", access_key="a", secret_key="b")
+        S3Settings(bucket="b-b", endpoint=f"http://127.0.0.1:{free_ports(1)[0]}", access_key="a", secret_key="b")
     )
     with pytest.raises(Unavailable):
         store.put("k", b"x", if_none_match=True)

@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from gateway.io.reader import JournalReader
 from gateway.io.sealing import Surroundings
 from gateway.sync import Policy
 from mirror import chunk
-from mirror.batch import Batch, canonical_order, concat, equal, take
+from mirror.batch import Batch, Heap, Kind, canonical_order, concat, equal, take
 from mirror.coverage import Closure, Coverage, Gap, Grade, Reason, Stream
 from mirror.errors import ConfigError, Conflict, Fenced, Unavailable
 from mirror.header import Clock, Header, public_hex
@@ -224,6 +225,24 @@ def test_chunks_of_one_publish_time_stay_together(box: Box):
     box.run(5)
     report = box.assert_all_pushed()
     assert report.segments == 3
+
+
+def test_a_segment_takes_only_so_much_text(box: Box, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("gateway.io.sealing.HEAP_BYTES", 2500)
+    for step in range(1, 7):
+        batch = Batch.zeros(1)
+        batch.kind[:] = Kind.STRING
+        text = (1000).to_bytes(4, "little") + b"x" * 1000
+        batch = replace(batch, heap=Heap.of([text]))
+        batch.source_ticks[:] = step
+        with box.journal.transaction():
+            box.journal.append(STREAM, TIMELINE, step * 10, step * 10 + 10, "a", batch)
+            box.journal.extend(Coverage(STREAM, TIMELINE, step * 10, step * 10 + 10, "a"))
+        box.sent.append(batch)
+    box.run(60)
+    headers: list[Header] = []
+    verify_store(box.store, LAYOUT, visit=lambda header, *_: headers.append(header))
+    assert [h.rows for h in headers if h.rows] == [3, 3]
 
 
 def test_silence_is_told_as_coverage_without_rows(box: Box):
