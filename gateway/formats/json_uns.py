@@ -35,7 +35,7 @@ from mirror.variant import Structure, decode, iso, readable
 BAD_ENCODING = 0x80060000  # BadEncodingError: the value exists and JSON has no form for it
 BAD_TOO_LARGE = 0x80080000  # BadEncodingLimitsExceeded: the value is larger than a message may be
 
-PAYLOAD_BYTES_MAX = 256 << 10
+PAYLOAD_BYTES_MAX = 64 << 10  # about two thousand numbers; brokers allow between 20 KiB and 256 MiB
 
 _UNIX_EPOCH_MS = 11_644_473_600_000  # milliseconds from 1601 to 1970
 _NO_TIME = np.iinfo(np.int64).min

@@ -150,10 +150,11 @@ class Link:
 
     Attributes:
         phase: Where the connection stands.
-        inflight: Messages that the broker has not acknowledged; they outlive a connection, and paho sends
-            them again over the next one.
+        sent: Messages handed to this connection.
+        acknowledged: How many of them the broker took; it answers in their order (MQTT 5, 4.6.0-2).
         taken_over: Whether the last connection ended because another client has this client's id.
-        packet_bytes_max: Longest packet that the broker takes.
+        packet_bytes_max: Longest packet that the broker says it takes.
+        largest_bytes: Longest payload that was not acknowledged when the last connection ended.
         idle_s: Longest time between two calls of `wait` that keeps the connection alive.
     """
 
@@ -163,18 +164,25 @@ class Link:
         self._client: paho.Client | None = None
         self._window = broker.window
         self._unanswered, self._ever_up, self._refusal = 0, False, ""
+        self._sizes: dict[int, int] = {}  # of the messages under way, by their number
         self.phase = Phase.CLOSED
-        self.inflight = 0
+        self.sent, self.acknowledged, self.largest_bytes = 0, 0, 0
         self.taken_over = False
         self.packet_bytes_max = _PACKET_BYTES_MAX
         self.idle_s = min(1.0, broker.keepalive_s / 4)
 
+    @property
+    def inflight(self) -> int:
+        """Messages that the broker has not acknowledged; what becomes of them ends with the connection."""
+        return len(self._sizes)
+
     def open(self) -> None:
         """Begin to connect. On failure the phase is CLOSED again and the status says why."""
         broker = self._broker
+        self.sent, self.acknowledged = 0, 0
         self.phase, self.taken_over, self._refusal = Phase.CONNECTING, False, ""
         try:
-            self._client = client = self._client or self._new_client()
+            self._client = client = self._new_client()  # a new one each time: it would send the old messages again
             if broker.user:
                 password = Path(broker.password_file).read_text().rstrip("\r\n") if broker.password_file else None
                 client.username_pw_set(broker.user, password)
@@ -203,7 +211,6 @@ class Link:
             if broker.cert_file:
                 context.load_cert_chain(broker.cert_file, broker.key_file or None)
             client.tls_set_context(context)
-        self.inflight = 0
         return client
 
     def close(self, reason: str, *, polite: bool = False) -> None:
@@ -223,11 +230,6 @@ class Link:
             connection.close()
             self._client.loop_read()  # lets paho find out
 
-    def forget(self) -> None:
-        """Drop the messages under way, once the connection has ended: somebody else speaks now."""
-        assert self.phase is Phase.CLOSED
-        self._client, self.inflight = None, 0
-
     def other_version(self) -> bool:
         """Change to the other version of MQTT if the broker may have left because of this one.
 
@@ -238,7 +240,7 @@ class Link:
             return False
         old = self._version is MQTTProtocolVersion.MQTTv311
         self._version = MQTTProtocolVersion.MQTTv5 if old else MQTTProtocolVersion.MQTTv311
-        self._client, self._unanswered = None, 0
+        self._unanswered = 0
         return not old
 
     def room(self) -> bool:
@@ -251,11 +253,13 @@ class Link:
     def publish(self, message: Message) -> None:
         """Send a message; call only where there is room."""
         assert self._client is not None
-        self.inflight += 1
+        self.sent += 1
         self._status.published += 1
-        taken = MQTTErrorCode.MQTT_ERR_QUEUE_SIZE
-        while taken is MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:  # its number is that of a message still under way
-            taken = self._client.publish(*message).rc
+        info = self._client.publish(*message)
+        while info.rc is MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:  # the number is that of a message still under way
+            info = self._client.publish(*message)
+        if self.phase is Phase.UP:  # sending may have found that the connection is lost
+            self._sizes[info.mid] = len(message.payload)
 
     def wait(self, wake: socket.socket, timeout_s: float | None) -> None:
         """Wait for the broker or for a wake-up, and read and write what there is."""
@@ -282,6 +286,8 @@ class Link:
     def _ended(self, reason: str) -> None:
         if self.phase is not Phase.CLOSED:
             self.phase = Phase.CLOSED
+            self.largest_bytes = max(self._sizes.values(), default=0)
+            self._sizes.clear()
             self._status.connected, self._status.last_error = False, self._refusal or reason
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
@@ -310,7 +316,8 @@ class Link:
     def _on_publish(
         self, client: Any, userdata: Any, mid: int, reason: ReasonCode, properties: Properties | None
     ) -> None:
-        self.inflight -= 1
+        self._sizes.pop(mid, None)
+        self.acknowledged += 1
         self._status.acknowledged += 1
         if reason.is_failure:
             self._status.refused += 1

@@ -8,8 +8,8 @@ each tag, so that memory is bounded by the number of tags and a subscriber is la
 When to connect again is decided here, with growing, jittered pauses, and not at all once another client
 took over the session: whether this gateway may still act is then for somebody else to say. After each
 connection the broker is taken to have forgotten everything: `online`, the facts about the gateway, all
-device states and all retained tags are published again. Rows whose messages were not all handed to the
-connection go back to what is pending; a subscriber may see a value twice.
+device states and all retained tags are published again. Rows whose messages the broker had not all
+acknowledged go back to what is pending, so that no tag's last value is lost; a subscriber may see it twice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,8 +38,17 @@ UNIX_EPOCH_TICKS = 116_444_736_000_000_000
 REFRESH_ROWS = 500  # retained tags published again between two rounds of live values
 HISTORY_ROWS = 2000  # back-filled rows between two rounds of live values
 STEADY_S = 10.0  # a connection that stood this long resets the pauses between attempts
+SIZE_STRIKES = 3  # connections that end early with a large message under way before messages are made smaller
+PAYLOAD_BYTES_MIN = 4096  # and they are not made smaller than this
 
 OnEvent = Callable[[str, dict[str, Any]], None]
+
+
+class _Job(NamedTuple):
+    """Messages of some rows, and how to return the rows when the broker may not have them all."""
+
+    messages: Iterator[Message]
+    put_back: Callable[[], None]
 
 
 class Publisher:
@@ -52,7 +61,8 @@ class Publisher:
             broker: Where and how.
             names: Topics and keys by handle.
             on_event: Called from the publisher's thread with `mqtt.connected`, `mqtt.disconnected`,
-                `mqtt.connect_failed`, `mqtt.taken_over` or `mqtt.failed`, and facts about it.
+                `mqtt.connect_failed`, `mqtt.taken_over`, `mqtt.payload_limited` or `mqtt.failed`, and
+                facts about it.
         """
         self._broker, self._on_event = broker, on_event
         self._status = Status()
@@ -75,11 +85,12 @@ class Publisher:
         self._phase = Phase.CLOSED
         self._attempts, self._retry_at, self._answer_by, self._steady_at = 0, 0.0, 0.0, 0.0
         self._urgent: deque[Message] = deque()
-        self._job: Iterator[Message] | None = None
-        self._put_back: Callable[[], None] = _nothing  # returns the job's rows to where they were taken
+        self._job: _Job | None = None
+        self._unsure: deque[tuple[int, _Job]] = deque()  # jobs sent, by the count at which they are acknowledged
         self._refresh_next, self._round_at = True, 0.0
         self._seqs: dict[str, int] = {}
         self._seqs_epoch = 0
+        self._size_strikes, self._size_limit = 0, broker.payload_bytes_max
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
 
     # --- any thread -----------------------------------------------------------------------------------
@@ -171,11 +182,12 @@ class Publisher:
             try:
                 self._turn(time.monotonic())
             except Exception as error:  # the top of this task: the mirror goes on without this round
-                self._job, self._put_back = None, _nothing
+                self._job = None
                 self._status.failures += 1
-                self._retry_at = time.monotonic() + self._broker.retry_s_max
                 self._link.close(f"failed: {error!r}")
                 self._phase = Phase.CLOSED
+                self._put_back()
+                self._retry_at = time.monotonic() + self._broker.retry_s_max
                 self._on_event("mqtt.failed", {"error": repr(error)})
         self._leave()
 
@@ -185,7 +197,6 @@ class Publisher:
         if self._paused:
             link.close("paused", polite=True)
             self._follow(now)
-            link.forget()
             self._wait(None)
         elif link.phase is Phase.CLOSED:
             if now >= self._retry_at:
@@ -228,26 +239,50 @@ class Publisher:
         self._on_event("mqtt.connected", {"url": self._broker.url, "protocol": self._status.protocol})
 
     def _closed(self, now: float, before: Phase) -> None:
-        """Put back what was not sent, and decide when to try again."""
+        """Put back what the broker may not have, and decide when to try again."""
         self._put_back()
-        self._job, self._put_back = None, _nothing
+        steady = before is Phase.UP and now >= self._steady_at
+        self._suspect_size(steady)
         facts = {"url": self._broker.url, "error": self._status.last_error}
         if self._link.taken_over:
             self._paused = True
             self._on_event("mqtt.taken_over", facts)
         elif not self._paused:
-            self._attempts = 0 if before is Phase.UP and now >= self._steady_at else self._attempts + 1
+            self._attempts = 0 if steady else self._attempts + 1
             pause_s = min(self._broker.retry_s_max, 0.5 * 2 ** min(self._attempts, 16))
             self._retry_at = now + pause_s * random.uniform(0.5, 1.0)
             if before is not Phase.UP and self._link.other_version():
                 self._retry_at = now
             self._on_event("mqtt.disconnected" if before is Phase.UP else "mqtt.connect_failed", facts)
 
+    def _put_back(self) -> None:
+        """Return the rows of all jobs that the broker has not acknowledged to where they were taken from."""
+        jobs = [job for _, job in self._unsure] + ([self._job] if self._job else [])
+        for job in reversed(jobs):  # each goes before what is there, so that the oldest comes to stand first
+            job.put_back()
+        self._job = None
+        self._unsure.clear()
+
+    def _suspect_size(self, steady: bool) -> None:
+        """Make messages smaller where the connection ends again and again just after large ones.
+
+        A broker that takes no messages beyond some size ends the connection when it meets one, and
+        before MQTT 5 it has no way to say why; the same message would come first over the next one.
+        """
+        size = self._link.largest_bytes
+        self._size_strikes = 0 if steady or size <= PAYLOAD_BYTES_MIN else self._size_strikes + 1
+        if self._size_strikes >= SIZE_STRIKES:
+            self._size_strikes = 0
+            self._size_limit = max(PAYLOAD_BYTES_MIN, size // 2)
+            self._on_event("mqtt.payload_limited", {"payload_bytes_max": self._size_limit})
+
     # --- what to send next ----------------------------------------------------------------------------
 
     def _publish(self, now: float) -> float:
         """Fill the window; returns how long the thread may then wait."""
         link = self._link
+        while self._unsure and self._unsure[0][0] <= link.acknowledged:
+            self._unsure.popleft()
         with self._say_lock:
             self._retained.tick(now)
             wake_at = self._retained.wake_at
@@ -276,10 +311,11 @@ class Publisher:
             if self._urgent:
                 return self._urgent.popleft()
             if self._job is not None:
-                message = next(self._job, None)
+                message = next(self._job.messages, None)
                 if message is not None:
                     return message
-                self._job, self._put_back = None, _nothing
+                self._unsure.append((self._link.sent, self._job))
+                self._job = None
             if not self._begin(now):
                 return None
 
@@ -302,7 +338,7 @@ class Publisher:
             names = self._names
             self._retained.note(batch)
         self._round_at = now + self._broker.interval_s
-        self._job = json_uns.messages(
+        messages = json_uns.messages(
             batch, names, epoch=self._seqs_epoch, seqs=self._seqs, node=self._broker.node,
             payload_bytes_max=self._payload_bytes_max(names),
         )  # fmt: skip
@@ -311,7 +347,7 @@ class Publisher:
             with self._lock:
                 self._pending.add_before(batch)
 
-        self._put_back = put_back
+        self._job = _Job(messages, put_back)
         return True
 
     def _begin_refresh(self) -> bool:
@@ -321,10 +357,11 @@ class Publisher:
                 batch = self._retained.take(REFRESH_ROWS)
         if not batch:
             return False
-        self._job = json_uns.tag_messages(
+        messages = json_uns.tag_messages(
             batch, names, epoch=self._seqs_epoch, seqs=self._seqs, payload_bytes_max=self._payload_bytes_max(names)
         )
-        return True  # nothing to put back: after a new connection all of it is due again
+        self._job = _Job(messages, _nothing)  # after a new connection all of it is due again
+        return True
 
     def _begin_history(self) -> bool:
         with self._lock:
@@ -337,7 +374,7 @@ class Publisher:
             self._history_rows -= len(batch)
         with self._say_lock:
             names = self._names
-        self._job = json_uns.history(
+        messages = json_uns.history(
             batch, names, epoch=self._seqs_epoch, seqs=self._seqs, node=self._broker.node,
             payload_bytes_max=self._payload_bytes_max(names),
         )  # fmt: skip
@@ -347,12 +384,13 @@ class Publisher:
                 self._history.appendleft(batch)
                 self._history_rows += len(batch)
 
-        self._put_back = put_back
+        self._job = _Job(messages, put_back)
         return True
 
     def _payload_bytes_max(self, names: Names) -> int:
         """Return the longest payload that the configuration and the broker allow on any topic."""
-        return min(self._broker.payload_bytes_max, self._link.packet_bytes_max - names.topic_bytes_max - 64)
+        packet_bytes_max = self._link.packet_bytes_max - names.topic_bytes_max - 64
+        return min(self._broker.payload_bytes_max, self._size_limit, packet_bytes_max)
 
     def _leave(self) -> None:
         """Say that the gateway and its devices are offline, wait for the broker to take it, and leave."""

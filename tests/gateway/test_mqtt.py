@@ -218,21 +218,23 @@ def test_a_second_client_of_the_same_id_ends_the_first_ones_session(tmp_path: Pa
         assert other.link.phase is Phase.UP
 
 
-def test_messages_under_way_are_sent_again_over_the_next_connection(tmp_path: Path) -> None:
+def test_what_was_under_way_is_forgotten_with_the_connection_and_its_size_is_told(tmp_path: Path) -> None:
     server = Mosquitto(tmp_path).start()
     with driven(broker(server.port)) as d:
         d.connect()
         server.process.freeze()  # type: ignore[union-attr]
         for i in range(20):
-            d.link.publish(Message("uns/x", str(i).encode(), 1, False))
-        assert d.link.inflight == 20
+            d.link.publish(Message("uns/x", b"." * i, 1, False))
+        assert (d.link.inflight, d.link.sent, d.link.acknowledged) == (20, 20, 0)
         server.kill()
         d.until(lambda: d.link.phase is Phase.CLOSED)
+        assert (d.link.inflight, d.link.largest_bytes) == (0, 19)
         server.start()
         with Subscriber(server.port) as subscriber:
             d.connect()
-            d.until(lambda: d.link.inflight == 0)
-            assert [h.payload for h in subscriber.on("uns/x", count=20)] == [str(i).encode() for i in range(20)]
+            d.link.publish(Message("uns/x", b"new", 1, False))
+            d.until(lambda: d.link.acknowledged == 1)
+            assert [h.payload for h in subscriber.on("uns/x")] == [b"new"]
     server.stop()
 
 

@@ -230,6 +230,25 @@ def test_a_taken_over_session_is_not_won_back(tmp_path: Path) -> None:
         assert publisher.status().connects == 2
 
 
+def test_a_broker_that_takes_no_large_messages_gets_smaller_ones(tmp_path: Path) -> None:
+    with (
+        Embedded(tmp_path) as server,  # it takes 20 KiB at most, and does not say so
+        Subscriber(server.port) as subscriber,
+        publishing(server.port, names(tags=4000)) as (publisher, events),
+    ):
+        publisher.offer(numbers(*((h, h) for h in range(4000))))
+        events.wait("mqtt.payload_limited")
+        values: dict[str, int] = {}
+
+        def all_there() -> bool:
+            for h in list(subscriber.heard):
+                values.update(h.value["values"] if h.topic.endswith("/d0") else {})
+            return len(values) == 4000
+
+        until(all_there, "every value", 20)
+        assert values == {f"T{i}": i for i in range(4000)}
+
+
 def test_a_pause_leaves_without_a_word_and_a_new_epoch_counts_anew(mosquitto: Mosquitto) -> None:
     with Subscriber(mosquitto.port) as subscriber, publishing(mosquitto.port, names()) as (publisher, _):
         publisher.offer(numbers((0, 1)))
