@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -91,3 +93,14 @@ def test_nothing_of_a_configuration_can_be_changed() -> None:
     with pytest.raises(AttributeError):
         c.replica.name = "b"  # type: ignore[misc]
     assert msgspec.convert(msgspec.to_builtins(c), Config) == c
+
+
+def test_the_example_that_is_shipped_is_legal() -> None:
+    text = (Path(__file__).parents[2] / "deploy/edge/gateway.toml").read_text()
+    assert parse(text).group.name == "press-shop"
+
+
+def test_the_example_in_the_docs_is_legal() -> None:
+    page = (Path(__file__).parents[2] / "docs/config.md").read_text()
+    (block,) = [b.partition("```")[0] for b in page.split("```toml\n")[1:]]
+    assert parse(block).source[0].device[0].sampling_ms == 100.0
