@@ -62,7 +62,6 @@ from mirror.wire import decode, encode
 MESSAGE_BYTES_MAX = 64 << 20  # a longer response is refused and ends the connection
 NODES_PER_CALL = 1000  # or fewer, where the server says so
 CLOSE_S = 2.0
-
 _BAD = 0x80000000
 _VALUE, _USER_ACCESS_LEVEL = 13, 18
 _NOWHERE = "ns=65535;i=0"  # what no server has: the row then says BadNodeIdUnknown
@@ -108,7 +107,6 @@ class Connection:
         async with self._opening("connect") as client:
             await client.create_session()
             await client._activate_with_credentials()
-            client._start_renew_loop()
             self.session_timeout_s = client.session_timeout / 1000
 
     async def resume(self, secret: bytes) -> None:
@@ -138,7 +136,6 @@ class Connection:
                 await client._activate_with_credentials()
             except ua.UaStatusCodeError as error:
                 raise Refused("resume", error.code) from error
-            client._start_renew_loop()
 
     def session_secret(self) -> bytes:
         """Return what `resume` needs. Whoever holds it can take over the session: store it encrypted."""
@@ -189,6 +186,7 @@ class Connection:
                 client.uaclient.protocol._connection._limits.max_message_size = MESSAGE_BYTES_MAX
                 await client.open_secure_channel()
                 yield client
+                client._start_renew_loop()
         except BaseException:
             await self.close(keep_session=what == "resume")
             raise
@@ -299,7 +297,7 @@ class Connection:
             keep_alive_count, lifetime_count: Asked for, in publishing intervals.
 
         Raises:
-            Refused, Unavailable: Nothing is left behind on the server if it still answers.
+            Unavailable: Nothing is left behind on the server if it still answers.
         """
         parameters = ua.CreateSubscriptionParameters(
             RequestedPublishingInterval=publishing_ms, RequestedLifetimeCount=lifetime_count,
@@ -448,9 +446,8 @@ class Connection:
 
     async def browse_next(self, points: Sequence[bytes]) -> bytes:
         """Return the response to one BrowseNext."""
-        request = ua.BrowseNextRequest()
-        request.Parameters.ContinuationPoints = list(points)
-        return await self._ask("BrowseNext", request)
+        parameters = ua.BrowseNextParameters(ContinuationPoints=list(points))
+        return await self._ask("BrowseNext", ua.BrowseNextRequest(Parameters=parameters))
 
     # ---- history --------------------------------------------------------------------------------------
 
