@@ -8,7 +8,7 @@ from demo.servers import Weed
 from mirror.header import public_hex
 from mirror.io.s3 import S3Settings, S3Store, together
 from mirror.verify import verify_store
-from tests.gateway.test_push import KEY, LAYOUT, Box
+from tests.gateway.boxes import KEY, LAYOUT, Box
 from tests.live import certificates
 
 
