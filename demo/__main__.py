@@ -207,10 +207,12 @@ class Demo:
     def _mirror(self, screen: Screen, plant: Plant, gateway: Gateway, subscriber: Subscriber) -> None:
         """Let the plant run and show what arrives."""
         gateway.ready(lambda: gateway.metrics().get("edgemirror_opcua_connected") == 1.0)
+        program, config = _short(Path(sys.executable).with_name("edgemirror")), gateway.config
         screen.hints([
-            f"edgemirror status --config {gateway.config}",
-            f"edgemirror tail --config {gateway.config} press",
-            f"edgemirror sql --config {gateway.config} 'SELECT tag, count(*) FROM samples GROUP BY tag LIMIT 5'",
+            f"{program} status --config {config}",
+            f"{program} tail --config {config} Press7",
+            f"{program} sql --config {config} 'SELECT tag, count(*) FROM samples GROUP BY tag LIMIT 5'",
+            f"{program} verify --config {config}",
             f"curl {gateway.http}/metrics",
         ])  # fmt: skip
         plant.tell("run")
@@ -270,6 +272,11 @@ class Demo:
             found.append(_with_handles(batch, table, tags))
 
         return verify_store(S3Store.open(settings), Layout("plantA", "demo"), visit=visit), found
+
+
+def _short(path: Path) -> Path:
+    """Return a path as it is typed in the present folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _chunks(reader: JournalReader) -> list[Any]:

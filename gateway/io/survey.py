@@ -26,7 +26,7 @@ from mirror.errors import MirrorError
 if TYPE_CHECKING:
     from gateway.io.runtime import Gateway
 
-LOOK_S = 5.0
+LOOK_S = 2.0
 BEAT_S = 0.5
 OFFLINE_S = 30.0
 QUALITY = ("good", "uncertain", "bad", "bad")  # by the two highest bits of a StatusCode
