@@ -49,6 +49,7 @@ class Broker:
         keepalive_s: Keep-alive; a broker that is silent for twice as long is away.
         window: Most messages under way, not yet acknowledged.
         interval_s: Least time between two rounds of live values.
+        cpu_share: Share of one processor that live values may take before they coalesce for longer.
         offline_after_s: How long a lost source is `stale` before it is `offline`.
         connect_timeout_s: Most time for each of: connection, TLS handshake, the broker's answer.
         retry_s_max: Longest pause between two attempts to connect.
@@ -67,6 +68,7 @@ class Broker:
     keepalive_s: int = 5
     window: int = 100
     interval_s: float = 0.05
+    cpu_share: float = 0.15
     offline_after_s: float = 30.0
     connect_timeout_s: float = 5.0
     retry_s_max: float = 30.0
@@ -85,6 +87,8 @@ class Broker:
             raise ConfigError("mqtt.url holds credentials; use mqtt.user and mqtt.password_file")
         if not 1 <= self.window <= 65_535:
             raise ConfigError(f"mqtt.window is {self.window}; use 1 to 65535, such as 100")
+        if not 0 < self.cpu_share <= 1:
+            raise ConfigError(f"mqtt.cpu_share is {self.cpu_share}; use more than 0 and at most 1, such as 0.15")
         for name in ("password_file", "ca_file", "cert_file", "key_file"):
             path = getattr(self, name)
             if path and not Path(path).is_file():

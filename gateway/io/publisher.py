@@ -40,6 +40,7 @@ HISTORY_ROWS = 2000  # back-filled rows between two rounds of live values
 STEADY_S = 10.0  # a connection that stood this long resets the pauses between attempts
 SIZE_STRIKES = 3  # connections that end early with a large message under way before messages are made smaller
 PAYLOAD_BYTES_MIN = 4096  # and they are not made smaller than this
+ROUND_S_MAX = 0.5  # longest time between two rounds for the sake of the processor
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 
@@ -87,7 +88,8 @@ class Publisher:
         self._urgent: deque[Message] = deque()
         self._job: _Job | None = None
         self._unsure: deque[tuple[int, _Job]] = deque()  # jobs sent, by the count at which they are acknowledged
-        self._refresh_next, self._round_at = True, 0.0
+        self._refresh_next = True
+        self._round_start, self._round_cpu_s = 0.0, 0.0  # when the last round began, on both clocks
         self._seqs: dict[str, int] = {}
         self._seqs_epoch = 0
         self._size_strikes, self._size_limit = 0, broker.payload_bytes_max
@@ -230,7 +232,7 @@ class Publisher:
             self._closed(now, before)
 
     def _connected(self, now: float) -> None:
-        self._steady_at, self._round_at = now + STEADY_S, 0.0
+        self._steady_at, self._round_start = now + STEADY_S, 0.0
         with self._say_lock:
             self._retained.everything()
             self._facts_due |= self._facts.keys()
@@ -294,7 +296,7 @@ class Publisher:
         else:
             return link.idle_s  # an acknowledgement will come, or the keep-alive will end the connection
         if self._pending:
-            wake_at = min(wake_at or self._round_at, self._round_at)
+            wake_at = min(wake_at or self._round_at, self._round_at)  # no later than either
         return link.idle_s if wake_at is None else min(max(wake_at - now, 0.0), link.idle_s)
 
     def _next(self, now: float) -> Message | None:
@@ -330,14 +332,14 @@ class Publisher:
         return self._begin_round(now) or self._begin_refresh() or self._begin_history()
 
     def _begin_round(self, now: float) -> bool:
-        if now < self._round_at or not self._pending:
+        if not self._pending or now < self._round_at:
             return False
         with self._lock:
             batch = self._pending.pop()
         with self._say_lock:
             names = self._names
             self._retained.note(batch)
-        self._round_at = now + self._broker.interval_s
+        self._round_start, self._round_cpu_s = now, time.thread_time()
         messages = json_uns.messages(
             batch, names, epoch=self._seqs_epoch, seqs=self._seqs, node=self._broker.node,
             payload_bytes_max=self._payload_bytes_max(names),
@@ -349,6 +351,17 @@ class Publisher:
 
         self._job = _Job(messages, put_back)
         return True
+
+    @property
+    def _round_at(self) -> float:
+        """When the next round of live values may begin.
+
+        The more the last one cost, the later: values then coalesce for longer, and what subscribers get
+        does not cost more than a share of one processor, however fast the plant is.
+        """
+        cost_s = time.thread_time() - self._round_cpu_s
+        pause_s = min(cost_s / self._broker.cpu_share, ROUND_S_MAX)
+        return self._round_start + max(self._broker.interval_s, pause_s)
 
     def _begin_refresh(self) -> bool:
         with self._say_lock:

@@ -257,8 +257,10 @@ def test_default_ports_follow_the_scheme() -> None:
     assert Broker("mqtts://[::1]", "id", "node").address == ("::1", 8883)
 
 
-def test_a_missing_file_and_a_wrong_window_are_configuration_errors(tmp_path: Path) -> None:
+def test_a_missing_file_and_values_out_of_bounds_are_configuration_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="ca_file"):
         Broker("mqtts://host", "id", "node", ca_file=str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="window"):
         Broker("mqtt://host", "id", "node", window=0)
+    with pytest.raises(ConfigError, match="cpu_share"):
+        Broker("mqtt://host", "id", "node", cpu_share=0)

@@ -249,6 +249,23 @@ def test_a_broker_that_takes_no_large_messages_gets_smaller_ones(tmp_path: Path)
         assert values == {f"T{i}": i for i in range(4000)}
 
 
+def test_values_coalesce_for_longer_where_publishing_costs_more_than_its_share(mosquitto: Mosquitto) -> None:
+    def rounds(cpu_share: float) -> int:
+        with (
+            Subscriber(mosquitto.port, "uns/v1/e/s/a/l/d0") as subscriber,
+            publishing(mosquitto.port, names(tags=200), interval_s=0.001, cpu_share=cpu_share) as (publisher, _),
+        ):
+            start = time.monotonic()
+            i = 0
+            while time.monotonic() - start < 0.9:
+                i += 1
+                publisher.offer(numbers(*((h, i) for h in range(200))))
+            subscriber.wait(lambda h: h.value["values"]["T0"] == i)
+            return len(subscriber.heard)
+
+    assert rounds(1e-6) <= 4 < 2 * 4 <= rounds(1.0)
+
+
 def test_a_pause_leaves_without_a_word_and_a_new_epoch_counts_anew(mosquitto: Mosquitto) -> None:
     with Subscriber(mosquitto.port) as subscriber, publishing(mosquitto.port, names()) as (publisher, _):
         publisher.offer(numbers((0, 1)))
