@@ -125,11 +125,12 @@ class Connection:
         except (msgspec.MsgspecError, ua.UaError, ValueError, TypeError, IndexError) as error:
             raise Corrupt(f"the stored session of {self.url} is not one: {error}") from error
         async with self._opening("resume") as client:
-            endpoint = self._endpoint(await client.get_endpoints())
+            endpoints = await client.get_endpoints()
             # asyncua learns these two only in create_session; passwords are encrypted with them.
-            client._policy_ids = endpoint.UserIdentityTokens
-            if client.security_policy.peer_certificate is None and endpoint.ServerCertificate:
-                client.security_policy.peer_certificate = _first(endpoint.ServerCertificate)
+            client._policy_ids = self._endpoint(endpoints).UserIdentityTokens
+            chain = next((e.ServerCertificate for e in endpoints if e.ServerCertificate), None)
+            if chain is not None and not client.security_policy.peer_certificate:
+                client.security_policy.peer_certificate = _first(chain)
             client.uaclient.session.restore_authentication_token(token)
             client._server_nonce = former.nonce
             try:
