@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from gateway import sampler
 from gateway.config import Config, Sync
 from gateway.formats.names import Names, Options, Place
+from gateway.io.clock import clock
 from gateway.io.http import HttpServer
 from gateway.io.ingest import Durable, Ingest
 from gateway.io.journal import Journal
@@ -224,7 +225,7 @@ class Gateway:
 
     def _surroundings(self) -> Surroundings:
         """Runs in the push thread."""
-        return Surroundings({s.status.uri: s.status.namespaces for s in self.sources if s.status.uri})
+        return Surroundings({s.status.uri: s.status.namespaces for s in self.sources if s.status.uri}, clock())
 
     def _pushing(self, status: PushStatus) -> None:
         """Runs in the push thread: a log that knows a higher epoch raises ours everywhere."""

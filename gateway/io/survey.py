@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gateway.health import Figures, JournalFigures, MqttFigures, SourceFigures, SyncFigures
+from gateway.io.clock import clock
 from gateway.io.reader import JournalReader
 from gateway.io.source import SourceRunner
 from mirror.errors import MirrorError
@@ -30,8 +30,6 @@ LOOK_S = 2.0
 BEAT_S = 0.5
 OFFLINE_S = 30.0
 QUALITY = ("good", "uncertain", "bad", "bad")  # by the two highest bits of a StatusCode
-
-_TIME_ERROR = 5  # adjtimex: the clock is not synchronised
 
 
 @dataclass(slots=True)
@@ -82,7 +80,7 @@ class Survey:
             uptime_s=time.time() - gateway.started, stopping=gateway.stopping, loop_lag_s=max(0.0, self._lag_s),
             threads=threads, sources=[self._source(s) for s in gateway.sources], tags=self._tags(),
             journal=self._journal(), sync=self._sync(), mqtt=self._mqtt(), gaps_open=looked.gaps_open,
-            gaps=looked.gaps, recovered_samples=counters.recovered_rows, clock_offset_s=clock_offset_s(),
+            gaps=looked.gaps, recovered_samples=counters.recovered_rows, clock_offset_s=_clock_offset_s(),
         )  # fmt: skip
 
     def _source(self, source: SourceRunner) -> SourceFigures:
@@ -158,27 +156,10 @@ def _look(path: Path) -> _Looked:
     )  # fmt: skip
 
 
-class _Timex(ctypes.Structure):
-    """`struct timex` of adjtimex(2), as far as it is read here."""
-
-    _fields_ = (
-        ("modes", ctypes.c_uint),
-        ("offset", ctypes.c_long),
-        ("freq", ctypes.c_long),
-        ("maxerror", ctypes.c_long),
-        ("esterror", ctypes.c_long),
-        ("rest", ctypes.c_byte * 512),
-    )
-
-
-def clock_offset_s() -> float | None:
-    """Return the kernel's estimate of this box's clock error; None where nothing disciplines the clock.
-
-    Source: adjtimex(2), `esterror` in microseconds.
-    """
-    timex = _Timex()
-    state = ctypes.CDLL(None).adjtimex(ctypes.byref(timex))
-    return None if state in (-1, _TIME_ERROR) else timex.esterror / 1e6
+def _clock_offset_s() -> float | None:
+    """Return the estimated error of a clock that something disciplines."""
+    now = clock()
+    return now.error_us / 1e6 if now is not None and now.synchronized else None
 
 
 def _version() -> str:
