@@ -44,7 +44,8 @@ from mirror.tags import Tag
 
 T = TypeVar("T")
 
-BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # after a server has refused so often
+AWAY_S = 0.2  # between two attempts to reach a server that does not answer at all
 RESUME_S = 30.0  # all that is fetched again before the first Publish has to come within
 BACKFILL_ROWS_MAX = 5_000_000
 SILENCE_FACTOR = 1.5  # of the keep-alive interval; then the subscription is suspected dead
@@ -157,9 +158,9 @@ class SourceRunner:
                 await self._session()
             except (Unavailable, ConfigError, Corrupt) as error:
                 self._lost(error)
-            if time.monotonic() - began > 2 * BACKOFF_S[-1]:
-                failures = 0
-            await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)] * random.uniform(0.7, 1.0))
+                if time.monotonic() - began > 2 * BACKOFF_S[-1]:
+                    failures = 0
+                await asyncio.sleep(pause_s(error, failures) * random.uniform(0.7, 1.0))
             failures += 1
 
     def room(self) -> None:
@@ -559,6 +560,17 @@ class SourceRunner:
     async def _call(self, work: Callable[[Journal], T]) -> T:
         """Run work in the ingest thread's next transaction and wait until it is durable."""
         return await asyncio.wrap_future(self._ingest.call(work))
+
+
+def pause_s(error: MirrorError, failures: int) -> float:
+    """Return how long to wait before the next attempt.
+
+    A server that answers and refuses is asked less and less often. One that is away is tried steadily, since
+    every moment between its return and the new subscription is lost, and an attempt costs it nothing.
+    """
+    patient = BACKOFF_S[min(failures, len(BACKOFF_S) - 1)]
+    answered = isinstance(error, Refused) or not isinstance(error, Unavailable)
+    return patient if answered else min(patient, AWAY_S)
 
 
 def _identities(model: Model) -> set[str]:
