@@ -68,15 +68,13 @@ MIGRATIONS: tuple[Migration, ...] = (
                 body BLOB NOT NULL)""",
             "CREATE INDEX chunk_published ON chunk (lane, pub_to, seq, n, size)",
             "CREATE INDEX chunk_time ON chunk (t1, t0, h0, h1, lane)",
-            # Current value of each tag, complete through `chunk`. `exact` holds the value's bytes on the
-            # wire where `value` alone does not give them back. No type on `value`: a REAL column would
-            # turn -0.0 into 0.
+            # Current value of each tag. `exact` holds the value's bytes on the wire where `value` alone does
+            # not give them back. No type on `value`: a REAL column would turn -0.0 into 0.
             """CREATE TABLE state (
-                tag INTEGER PRIMARY KEY REFERENCES tag (handle), chunk INTEGER NOT NULL,
-                source_ticks INTEGER, server_ticks INTEGER, source_ps INTEGER NOT NULL,
-                server_ps INTEGER NOT NULL, status INTEGER NOT NULL, flags INTEGER NOT NULL,
-                kind INTEGER NOT NULL, value, exact BLOB)""",
-            # Every row of `state` is complete through this chunk.
+                tag INTEGER PRIMARY KEY REFERENCES tag (handle), source_ticks INTEGER,
+                server_ticks INTEGER, source_ps INTEGER NOT NULL, server_ps INTEGER NOT NULL,
+                status INTEGER NOT NULL, flags INTEGER NOT NULL, kind INTEGER NOT NULL, value, exact BLOB)""",
+            # Every row of `state` is complete through this chunk; some may know later ones already.
             "CREATE TABLE state_mark (id INTEGER PRIMARY KEY CHECK (id = 0), chunk INTEGER NOT NULL)",
             "INSERT INTO state_mark VALUES (0, 0)",
             # Publish times (start, end] of which all was received and is on disk: disjoint, never touching.
@@ -107,7 +105,7 @@ MIGRATIONS: tuple[Migration, ...] = (
 
 #: Columns of `state` in the order in which `state_rows` gives them.
 STATE_COLUMNS = (
-    "tag", "chunk", "source_ticks", "server_ticks", "source_ps", "server_ps", "status", "flags", "kind", "value",
+    "tag", "source_ticks", "server_ticks", "source_ps", "server_ps", "status", "flags", "kind", "value",
     "exact",
 )  # fmt: skip
 
@@ -155,12 +153,11 @@ def sql_times(ticks: NDArray[np.int64], null: NDArray[np.bool_]) -> list[str | N
     return out
 
 
-def state_rows(batch: Batch, chunk: int, structures: Structures = no_structures) -> list[tuple[SqlValue, ...]]:
+def state_rows(batch: Batch, structures: Structures = no_structures) -> list[tuple[SqlValue, ...]]:
     """Return rows of `state` (STATE_COLUMNS) from current values, one row a tag.
 
     Args:
         batch: One row for each tag.
-        chunk: The chunk through which these values are complete.
         structures: As for `sql_values`.
     """
     values = sql_values(batch, structures)
@@ -173,19 +170,19 @@ def state_rows(batch: Batch, chunk: int, structures: Structures = no_structures)
         server[row] = None
     return list(
         zip(
-            batch.handle.tolist(), [chunk] * len(batch), source, server, batch.source_ps.tolist(),
+            batch.handle.tolist(), source, server, batch.source_ps.tolist(),
             batch.server_ps.tolist(), batch.status.tolist(), batch.flags.tolist(), batch.kind.tolist(), values, exact,
             strict=True,
         )
     )  # fmt: skip
 
 
-def state_batch(rows: Sequence[tuple[SqlValue, ...]]) -> tuple[Batch, NDArray[np.int64]]:
-    """Return the batch that `state_rows` was made from, bit for bit, and each row's `chunk`."""
+def state_batch(rows: Sequence[tuple[SqlValue, ...]]) -> Batch:
+    """Return the batch that `state_rows` was made from, bit for bit."""
     batch = Batch.zeros(len(rows))
     if not rows:
-        return batch, np.zeros(0, np.int64)
-    handle, chunk, source, server, source_ps, server_ps, status, flags, kind, value, exact = zip(*rows, strict=True)
+        return batch
+    handle, source, server, source_ps, server_ps, status, flags, kind, value, exact = zip(*rows, strict=True)
     batch.handle[:] = handle
     batch.source_ticks[:] = [t or 0 for t in source]
     batch.server_ticks[:] = [t or 0 for t in server]
@@ -196,7 +193,7 @@ def state_batch(rows: Sequence[tuple[SqlValue, ...]]) -> tuple[Batch, NDArray[np
     batch.kind[:] = kind
     entries: list[bytes] = []
     batch.bits[:] = [_bits(k, v, e, entries) for k, v, e in zip(kind, value, exact, strict=True)]
-    return replace(batch, heap=Heap.of(entries)), np.array(chunk, np.int64)
+    return replace(batch, heap=Heap.of(entries))
 
 
 def _values_of_kind(

@@ -5,10 +5,10 @@ that belongs together is one transaction: chunks, the coverage they give, the ga
 state rows that are due. When `Journal.transaction()` has ended without an error, the disk has it
 (`synchronous=FULL`); the caller may then acknowledge.
 
-The rule that makes the state safe: a row of `state` names the chunk through which it is complete, and
-`state_mark` the chunk through which all rows are. State is rows plus the replay of later chunks, so it
-never matters how far the flush had come when the power went. Batches enter the state in memory only
-when their transaction has committed, so there is nothing to undo when one fails.
+The rule that makes the state safe: `state_mark` names the chunk through which every row of `state` is
+complete, and moves only in the transaction that writes the last of those rows. State is rows plus the
+replay of later chunks, so it never matters how far a flush had come when the power went. Batches enter
+the state in memory only when their transaction has committed: there is nothing to undo when one fails.
 
 What this module does not do: decide what to store or when to commit (`gateway.sampler`, the runtime),
 or say what was pushed (`mirror.coverage.Promise`, from the verified chain).
@@ -406,7 +406,7 @@ class Journal:
         end = len(self._sweep) if limit is None else min(self._sweep_at + limit, len(self._sweep))
         handles = self._sweep[self._sweep_at : end]
         if len(handles):
-            rows = state_rows(self.state.batch(handles), self.committed, self._structures_of)
+            rows = state_rows(self.state.batch(handles), self._structures_of)
             self._db.executemany(_WRITE_STATE, rows)
             self._flushed.append(handles)
         self._sweep_at = end
@@ -573,8 +573,10 @@ class Journal:
     def _flush_due(self) -> None:
         """Write the share of the state rows that keeps the period, within bounds."""
         now = time.monotonic()
-        if self._sweep_at == len(self._sweep) and now - self._swept_s < self._period_s:
-            return
+        if self._sweep_at == len(self._sweep):
+            if now - self._swept_s < self._period_s:
+                return
+            self._start_sweep()
         # Half a period for a sweep: rows that change while it runs wait for the next one.
         share = len(self._sweep) * (now - self._flushed_s) / (self._period_s / 2) if self._period_s else STATE_ROWS_MAX
         self.flush_state(min(max(int(share), STATE_ROWS_MIN), STATE_ROWS_MAX))

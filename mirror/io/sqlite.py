@@ -26,7 +26,6 @@ import apsw.ext
 import msgspec
 import numpy as np
 
-from mirror.batch import take
 from mirror.errors import ConfigError, Corrupt, MirrorError, Unavailable
 from mirror.io.samples import COLUMNS, Bounds, Rows, Samples, decode_chunk, select
 from mirror.schema import APPLICATION_ID, MIGRATIONS, STATE_COLUMNS, SqlValue, state_batch
@@ -234,28 +233,18 @@ TAG_COLUMNS = tuple(field.name for field in msgspec.structs.fields(Tag))
 
 
 def read_state(db: apsw.Connection) -> State:
-    """Return the fold of all chunks: rows of `state`, then whatever later chunks say.
+    """Return the fold of all chunks: rows of `state`, then whatever chunks after `state_mark` say.
 
-    A row names the chunk through which it is complete; a chunk's rows for a tag count only if the tag's
-    row is older. Call inside a read transaction, or where nobody writes.
+    Some rows are newer than the mark. Folding once more what a row has seen already changes nothing in
+    the end: without a row that wins by its arrival the greatest key wins, however often it comes; with
+    one, only that row and what follows it count. Call inside a read transaction, or where nobody writes.
     """
     state = State()
     rows = db.execute(f"SELECT {', '.join(STATE_COLUMNS)} FROM state ORDER BY tag").fetchall()
-    batch, through = state_batch(cast("list[tuple[SqlValue, ...]]", rows))
-    complete = np.zeros(int(batch.handle[-1]) + 1 if len(batch) else 0, np.int64)
-    complete[batch.handle] = through
-    newest_row = int(through.max(initial=0))
-    if len(batch):
-        state.apply(batch)
+    state.apply(state_batch(cast("list[tuple[SqlValue, ...]]", rows)))
     mark = db.execute("SELECT chunk FROM state_mark").get
     for seq, body in db.execute("SELECT seq, body FROM chunk WHERE seq > ? ORDER BY seq", (mark,)):
-        later = decode_chunk(seq, body)
-        if seq <= newest_row:
-            known = later.handle < len(complete)
-            known[known] = complete[later.handle[known]] >= seq
-            later = take(later, np.flatnonzero(~known))
-        if len(later):
-            state.apply(later)
+        state.apply(decode_chunk(seq, body))
     return state
 
 
