@@ -12,14 +12,14 @@ Source: OPC UA Part 4, 5.11.3; Part 11, 6.5.3.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
 from gateway.decode import read_history
-from mirror.batch import Batch
+from mirror.batch import Batch, take
 from mirror.errors import Corrupt, Unavailable
 
 PAGE_ROWS = 10_000
@@ -29,6 +29,9 @@ BAD_NODE_ID_UNKNOWN = 0x80340000
 BAD_CONTINUATION_POINT = 0x804A0000
 BAD_TOO_MANY_OPERATIONS = 0x80100000
 _BAD = 0x80000000
+
+
+Key = tuple[int, int, int, int, bytes]  # source time and picoseconds, status, kind, value
 
 
 class Historian(Protocol):
@@ -48,29 +51,41 @@ async def pages(
     Args:
         historian: An open connection.
         nodes: By handle, the node; at most as many as one call may carry.
-        start_ticks, end_ticks: Bounds; rows a microsecond outside may come too, and a row twice.
+        start_ticks, end_ticks: Bounds; rows a microsecond outside may come too.
         failed: Gets the StatusCode of each handle whose history could not be read to its end.
     """
-    todo = [(dict(nodes), start_ticks)]
+    todo: list[tuple[Mapping[int, str], int, set[Key]]] = [(nodes, start_ticks, set())]
     while todo:
-        part, begin = todo.pop()
-        cut_off: dict[int, int] = {}
+        part, begin, seen = todo.pop()
+        cut_off: dict[int, Batch] = {}
         found = _follow(historian, part, begin, end_ticks, failed, cut_off)
         async with contextlib.aclosing(found):
             async for batch in found:
-                yield batch
-        for handle, last_ticks in cut_off.items():
+                fresh = [row for row, key in enumerate(_keys(batch)) if key not in seen] if seen else None
+                yield batch if fresh is None else take(batch, np.array(fresh, np.int64))
+        for handle, last in cut_off.items():
+            last_ticks = int(last.source_ticks.max())
             if last_ticks > begin:
-                todo.append(({handle: nodes[handle]}, last_ticks))
+                # The server is asked to the microsecond: what it sends twice lies within the last one.
+                again = take(last, last.source_ticks >= last_ticks - last_ticks % 10)
+                todo.append(({handle: nodes[handle]}, last_ticks, set(_keys(again))))
             else:
                 failed[handle] = BAD_TOO_MANY_OPERATIONS  # more samples of one time than a page holds
 
 
+def _keys(batch: Batch) -> Iterator[Key]:
+    """Yield what tells one row of a tag from another."""
+    columns = (batch.source_ticks, batch.source_ps, batch.status, batch.kind)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    for row, (ticks, ps, status, kind) in enumerate(rows):
+        yield ticks, ps, status, kind, batch.value_bytes(row)
+
+
 async def _follow(
     historian: Historian, nodes: Mapping[int, str], start_ticks: int, end_ticks: int,
-    failed: dict[int, int], cut_off: dict[int, int],
+    failed: dict[int, int], cut_off: dict[int, Batch],
 ) -> AsyncGenerator[Batch, None]:  # fmt: skip
-    """Yield pages as long as there are continuation points; `cut_off` gets the last time of full last pages."""
+    """Yield pages as long as there are continuation points; `cut_off` gets full pages that came last."""
     points = dict.fromkeys(nodes, b"")
     empty = dict.fromkeys(nodes, 0)
     given_up: dict[str, bytes] = {}
@@ -93,7 +108,7 @@ async def _follow(
                     failed[handle] = BAD_CONTINUATION_POINT
                     given_up[nodes[handle]] = result.continuation
                 elif rows >= PAGE_ROWS and not result.continuation:
-                    cut_off[handle] = int(result.batch.source_ticks.max())
+                    cut_off[handle] = result.batch
                 if handle in failed or not result.continuation:
                     del points[handle]
             for batch in found:

@@ -466,7 +466,7 @@ class Connection:
         Args:
             tags: (handle, tag) pairs.
             start_ticks, end_ticks: Bounds in source time; the server is asked to the microsecond, rounded
-                outwards, so that a few rows outside may come too, and a row may come twice.
+                outwards, so that a few rows outside may come too.
             failed: Gets the StatusCode of each handle whose history could not be read to its end.
         """
         failed = {} if failed is None else failed

@@ -410,6 +410,7 @@ def test_history_is_read_page_by_page_with_its_exact_times(on_press: Test, monke
                 assert set(page.handle.tolist()) == {3}
                 found += list(zip(numbers(page), page.source_ticks.tolist(), strict=True))
             assert set(found) >= set(live[1:])
+            assert len(set(found)) == len(found), "where a page was cut off nothing comes twice"
             assert failed[5] == 0x80340000
             await connection.delete_subscription(subscription.id)
 

@@ -246,6 +246,25 @@ def test_reader_who_stops_early_gives_continuation_points_back(
     asyncio.run(bounded(work()))
 
 
+def test_channel_is_renewed_while_samples_flow(server: NodeServer) -> None:
+    async def work() -> None:
+        connection = await opened(server)
+        await subscribe(connection, server)
+        first = server.last(0)
+        got = await messages(connection, first)
+        for turn in range(1, 4):
+            waiting = asyncio.create_task(messages(connection, first + turn))
+            await asyncio.sleep(0)  # the request is on its way before the renewal
+            await connection._client.open_secure_channel(renew=True)
+            server.write(1)
+            got += await waiting
+        for values in counters([batch for _, batch in got]):
+            assert values == list(range(first, first + 4))
+        await connection.close()
+
+    asyncio.run(bounded(work()))
+
+
 def test_secured_session_is_made_and_resumed_with_a_trusted_server(server: NodeServer, tmp_path: Path) -> None:
     ours = make_certificate(tmp_path, "us", "urn:edgemirror:gateway:test", server=False)
     trusted = tmp_path / "trust"
