@@ -217,8 +217,8 @@ class Coverage(msgspec.Struct, frozen=True, order=True):
             this timeline began; see `timeline_name`.
         start: Ticks.
         end: Ticks, more than `start`.
-        origin: Name of the replica whose subscription yielded the rows; `<name>/history` for rows that
-            were read back from the server's historian.
+        origin: Name of the replica whose subscription yielded the rows; `<name>/history/<gap id>` for
+            rows that were read back from the server's historian.
         grade: What is claimed.
     """
 

@@ -15,9 +15,13 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gateway import sampler
 from gateway.config import Config, Sync
@@ -37,6 +41,7 @@ from gateway.io.sealing import Surroundings
 from gateway.io.source import SourceRunner
 from gateway.io.survey import Survey
 from gateway.sync import Policy
+from mirror.batch import Batch
 from mirror.coverage import Promise
 from mirror.errors import ConfigError, MirrorError, Unavailable
 from mirror.io.s3 import S3Settings, S3Store, together
@@ -75,7 +80,7 @@ class Gateway:
         self.sources = [
             SourceRunner(
                 source, self.ingest, journal_path=self.path, password=read_secret(source.password_file),
-                on_tags=self._tags_changed, on_state=self._source_state,
+                on_tags=self._tags_changed, on_state=self._source_state, on_history=self._recovered,
             )
             for source in config.source
         ]  # fmt: skip
@@ -168,9 +173,23 @@ class Gateway:
         if self.publisher is None or not source.status.uri:
             return
         if connected:
-            self.publisher.source_live(source.status.uri, resumed=source.status.how != "created")
+            resumed = source.status.how != "created"
+            self.publisher.source_live(source.status.uri, resumed=resumed)
+            if resumed:  # what has not changed since does not come again, and the broker may have forgotten it
+                handles = np.array(sorted(source.handles), np.uint32)
+                self.ingest.call(partial(_current, handles)).add_done_callback(self._offer)
         else:
             self.publisher.source_lost(source.status.uri)
+
+    def _offer(self, rows: Future[Batch]) -> None:
+        """Publish rows that were asked of the ingest thread; runs there."""
+        if self.publisher is not None and rows.exception() is None:
+            self.publisher.offer(rows.result())
+
+    def _recovered(self, rows: Batch) -> None:
+        """Publish rows that came from a server's history."""
+        if self.publisher is not None:
+            self.publisher.offer_history(rows)
 
     async def _trim(self) -> None:
         """Delete what the cloud has and nobody needs here any more, a little at a time."""
@@ -255,6 +274,11 @@ def open_store(config: Sync) -> S3Store:
         access_key=read_secret(config.access_key_file), secret_key=read_secret(config.secret_key_file),
     )  # fmt: skip
     return S3Store.open(settings)
+
+
+def _current(handles: NDArray[np.uint32], journal: Journal) -> Batch:
+    known = journal.state.handles
+    return journal.state.batch(known[np.isin(known, handles)])
 
 
 def _trim(promise: Promise, keep_s: float, journal: Journal) -> int:

@@ -17,7 +17,6 @@ import random
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +27,7 @@ from gateway import sampler
 from gateway.acks import Acks
 from gateway.config import Source
 from gateway.decode import Message, read_publish, read_republish
+from gateway.io.backfill import Backfiller
 from gateway.io.ingest import Ingest, position_name, read_position
 from gateway.io.journal import Journal
 from gateway.io.log import log
@@ -36,9 +36,8 @@ from gateway.io.reader import JournalReader
 from gateway.plan import Plan
 from gateway.sampler import Effect
 from gateway.server import MonitoredItem, Refused, ServerFacts
-from mirror import chunk
-from mirror.batch import Batch, concat, subtract
-from mirror.coverage import Axis, Coverage, Gap, Grade, Reason, Stream
+from mirror.batch import Batch
+from mirror.coverage import Axis, Reason, Stream
 from mirror.errors import ConfigError, Corrupt, MirrorError, Unavailable
 from mirror.tags import Tag
 
@@ -47,7 +46,6 @@ T = TypeVar("T")
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # after a server has refused so often
 AWAY_S = 0.2  # between two attempts to reach a server that does not answer at all
 RESUME_S = 30.0  # all that is fetched again before the first Publish has to come within
-BACKFILL_ROWS_MAX = 5_000_000
 SILENCE_FACTOR = 1.5  # of the keep-alive interval; then the subscription is suspected dead
 
 
@@ -116,6 +114,7 @@ class SourceRunner:
         password: Of the configured user, or empty.
         on_tags: Called in the event loop when the tags of the source are known or have changed.
         on_state: Called in the event loop when the source is connected or lost.
+        on_history: Called in the event loop with rows from the server's history, once they are durable.
     """
 
     def __init__(
@@ -127,6 +126,7 @@ class SourceRunner:
         password: str,
         on_tags: Callable[[], None],
         on_state: Callable[[SourceRunner, bool], None],
+        on_history: Callable[[Batch], None],
     ) -> None:
         self.config = config
         self.status = Status(config.name, config.endpoint)
@@ -137,6 +137,7 @@ class SourceRunner:
         self._password = password
         self._on_tags = on_tags
         self._on_state = on_state
+        self._backfiller = Backfiller(ingest, journal_path, enabled=config.history, on_rows=on_history)
         self._acks = Acks()
         self._room = asyncio.Event()
         self._room.set()
@@ -179,6 +180,8 @@ class SourceRunner:
                 self._resuming.discard(stream)
                 if not self._resuming:
                     self._resumed.set()
+            case sampler.Backfill():
+                self._backfiller.add(stream, effect.gap)
             case _:
                 self._work.put_nowait((stream, effect))
 
@@ -196,7 +199,8 @@ class SourceRunner:
             streams = await self._subscribe(connection, facts, saved, alive)
             await self._save(connection, facts.uri, streams)
             self._connected(facts, how)
-            tasks = [self._worker(connection), self._fetched_then_pump(connection), self._watch()]
+            backfill = self._backfiller.run(connection, self.streams)
+            tasks = [backfill, self._worker(connection), self._fetched_then_pump(connection), self._watch()]
             if cached:
                 tasks.append(self._browse_again(connection, facts))
             await _first_failure(tasks)
@@ -298,6 +302,7 @@ class SourceRunner:
         reason = Reason.GATEWAY_DOWN if self._first else Reason.DISCONNECTED
         self._by_subscription.clear()
         self._resuming, self._work = set(), asyncio.Queue()
+        await self._backfiller.begin(self.streams)
         self.status.refused = {}
         for p in self.streams.values():
             position = read_position(await self._fact(position_name(p.id)))
@@ -315,8 +320,6 @@ class SourceRunner:
             self._heard[p.id] = time.monotonic()
             if resumed:
                 self._resuming.add(p.id)
-            for gap in await asyncio.to_thread(self._open_gaps, p.id):
-                self._work.put_nowait((p.id, sampler.Backfill(gap)))
             self._ingest.event(p.id, sampler.Subscribed(held.id, facts.start_ticks, resumed, reason, available))
             log("stream.resumed" if resumed else "stream.subscribed", stream=p.id, tags=len(p.items))
         for left in alive:
@@ -437,11 +440,8 @@ class SourceRunner:
         """Carry out what the machines ask of the server, in order."""
         while True:
             stream, effect = await self._work.get()
-            match effect:
-                case sampler.Republish():
-                    await self._republish(connection, stream, effect)
-                case sampler.Backfill():
-                    await self._backfill(connection, stream, effect.gap)
+            if isinstance(effect, sampler.Republish):
+                await self._republish(connection, stream, effect)
 
     async def _republish(self, connection: Connection, stream: str, effect: sampler.Republish) -> None:
         if effect.subscription not in self._by_subscription:
@@ -454,77 +454,6 @@ class SourceRunner:
             self._ingest.event(stream, sampler.NotAvailable(effect.sequence))
         else:
             self._ingest.message(stream, read_republish(body), republished=True)
-
-    async def _backfill(self, connection: Connection, stream: str, gap: Gap) -> None:
-        """Read history for a gap, store what is new of it, and close the gap either way."""
-        p = self.streams.get(stream)
-        if p is None or not self.config.history:
-            self._ingest.event(stream, sampler.Backfilled(gap, False, "history is not asked for"))
-            return
-        assert gap.end is not None, "a gap is filled once its end is known"
-        widen = int((max(i.sampling_ms for i in p.items) + p.publishing_ms + 1000) * 10_000)
-        concerned, known = self._of_gap(p, gap), self._ingest.journal.tags
-        failed: dict[int, int] = {}
-        batches: list[Batch] = []
-        rows = 0
-        try:
-            tags = [(handle, known[handle]) for handle in await connection.has_history(concerned)]
-            async for batch in connection.history(tags, gap.start - widen, gap.end + widen, failed):
-                rows += len(batch)
-                batches.append(batch)
-                if rows > BACKFILL_ROWS_MAX:
-                    break
-        except Refused as error:
-            self._ingest.event(stream, sampler.Backfilled(gap, False, f"no history: {error}"))
-            return
-        if batches:
-            held = await asyncio.to_thread(self._held, stream, gap, widen)
-            await self._call(partial(self._store_history, stream, gap, subtract(concat(batches), held)))
-        without = len(concerned) - len(tags)
-        complete = not failed and not without and rows <= BACKFILL_ROWS_MAX
-        why = f"{rows} samples in the server's history; {without} tags without, {len(failed)} failed"
-        self._ingest.event(stream, sampler.Backfilled(gap, complete, why))
-
-    def _of_gap(self, p: Plan, gap: Gap) -> list[tuple[int, Tag]]:
-        """Return handle and tag of what a gap concerns."""
-        wanted = set(gap.tags) if gap.tags is not None else None
-        find = self._ingest.journal.tags.find
-        tags = [i.tag for i in p.items if wanted is None or i.tag.identity in wanted]
-        return [(handle, tag) for tag in tags if (handle := find(tag.identity)) is not None]
-
-    def _held(self, stream: str, gap: Gap, widen: int) -> Batch:
-        """Return what the journal holds from around a gap; runs in a thread."""
-        assert gap.end is not None
-        found: list[Batch] = []
-        reader = JournalReader.open(self._journal_path)
-        try:
-            for lane in reader.keys():  # noqa: SIM118 (not a mapping)
-                if lane[:2] != (stream, gap.timeline):
-                    continue
-                after = gap.start - widen
-                while rows := reader.chunks(*lane, after=after, up_to=gap.end + widen, limit=200):
-                    found += [chunk.decode(row.body) for row in rows]
-                    after = rows[-1].pub_to
-        finally:
-            reader.close()
-        return concat(found)
-
-    def _store_history(self, stream: str, gap: Gap, new: Batch, journal: Journal) -> None:
-        """Store the samples of history that the journal does not hold; runs in the ingest thread."""
-        assert gap.end is not None
-        if len(new):
-            origin = f"{self._ingest.replica}/history"
-            journal.append(stream, gap.timeline, gap.start, gap.end, origin, new)
-            self._ingest.counters.recovered_rows += len(new)
-            journal.extend(Coverage(stream, gap.timeline, gap.start, gap.end, origin, Grade.HISTORY))
-
-    def _open_gaps(self, stream: str) -> list[Gap]:
-        """Return gaps that nobody has tried to fill, or not to the end; runs in a thread."""
-        reader = JournalReader.open(self._journal_path)
-        try:
-            return [g for g in reader.gaps(open_only=True) if g.stream == stream and g.end is not None]
-        finally:
-            reader.close()
 
     async def _fact(self, name: str) -> bytes | None:
         def read() -> bytes | None:

@@ -11,9 +11,11 @@ What this module does not do: make faults happen; `Proxy`, `Counters` and the se
 from __future__ import annotations
 
 import bisect
+import contextlib
 import json
 import math
 import queue
+import sqlite3
 import sys
 import threading
 import time
@@ -309,6 +311,17 @@ class Rig:
         least = {node: value + by for node, value in self.look().newest.items()}
         self.until(lambda: self.has(least), f"{by} further values of each node", timeout_s)
 
+    def fresh_s(self) -> float:
+        """Return how long it takes until values at least as new as now are in the journal."""
+        began = time.monotonic()
+        self.live()
+        return time.monotonic() - began
+
+    def forget_session(self) -> None:
+        """Drop what the journal knows of sessions, as if the server had forgotten them; the gateway is down."""
+        with contextlib.closing(sqlite3.connect(self.path)) as db, db:
+            db.execute("DELETE FROM session")
+
     def settle(self) -> None:
         """Let the server stop writing and wait until the newest value of each node is in the journal."""
         self.server.pause()
@@ -383,7 +396,7 @@ def _overlaps(spans: list[tuple[str, str, str, int, int]]) -> int:
     count = 0
     ends: dict[tuple[str, str, str], int] = {}
     for stream, timeline, origin, start, end in spans:
-        if origin.endswith("/history"):
+        if "/history/" in origin:
             continue
         count += start < ends.get((stream, timeline, origin), start)
         ends[stream, timeline, origin] = end
