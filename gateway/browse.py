@@ -90,8 +90,9 @@ def read_browse(body: bytes, count: int, namespaces: Sequence[str], *, next_page
     pos = open_answer(body, *((536, "BrowseNextResponse") if next_page else (530, "BrowseResponse")))
     reader = Reader(body)
     reader.pos = pos
-    if reader.count(Kind.BYTE) != count:
-        raise Corrupt(f"browse results where {count} were asked for do not come")
+    told = reader.count(Kind.BYTE)
+    if told != count:
+        raise Corrupt(f"{told} browse results where {count} were asked for")
     results = []
     for _ in range(count):
         status, continuation = reader.number(Kind.STATUSCODE), reader.bytestring() or b""

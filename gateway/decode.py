@@ -346,16 +346,21 @@ def _history_data(body: bytes, type_id: int, pos: int, end: int, rows_max: int) 
 
 def response_ticks(body: bytes) -> int:
     """Return the Timestamp of a response's header. Raises Corrupt."""
-    try:
-        return _response_header(body, _type_id(body, 0)[1])[0]
-    except (struct.error, IndexError) as error:
-        raise Corrupt(f"response of {len(body)} bytes ends early: {error}") from error
+    return _opened(body)[1]
 
 
 def open_answer(body: bytes, expected: int, name: str) -> int:
-    """Check type and ServiceResult of a response and return where its parameters begin."""
-    type_id, pos = _type_id(body, 0)
-    _, result, pos = _response_header(body, pos)
+    """Check type and ServiceResult of a response and return where its parameters begin. Raises Corrupt."""
+    type_id, _, result, pos = _opened(body)
     if type_id != expected or result & 0x80000000:
         raise Corrupt(f"response has encoding id {type_id} and result {result:#010x}; a {name} has {expected}")
     return pos
+
+
+def _opened(body: bytes) -> tuple[int, int, int, int]:
+    """Return encoding id, Timestamp, ServiceResult and where the parameters of a response begin."""
+    try:
+        type_id, pos = _type_id(body, 0)
+        return type_id, *_response_header(body, pos)
+    except (struct.error, IndexError) as error:
+        raise Corrupt(f"response of {len(body)} bytes ends early: {error}") from error
