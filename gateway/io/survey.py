@@ -15,9 +15,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
-from gateway.health import Figures, JournalFigures, MqttFigures, SourceFigures, SyncFigures
+from gateway.health import (
+    Figures,
+    JournalFigures,
+    MqttFigures,
+    SourceFigures,
+    SyncFigures,
+    document,
+    is_ready,
+    problems,
+)
 from gateway.io.clock import clock
 from gateway.io.reader import JournalReader
 from gateway.io.source import SourceRunner
@@ -50,6 +60,7 @@ class Survey:
         self._looked = _Looked()
         self._beat = time.monotonic()
         self._lag_s = 0.0
+        self._told: object = None
         self._version = _version()
 
     async def run(self) -> None:
@@ -59,9 +70,21 @@ class Survey:
             while True:
                 with contextlib.suppress(MirrorError):
                     self._looked = await asyncio.to_thread(_look, self._gateway.path)
+                self._tell()
                 await asyncio.sleep(LOOK_S)
         finally:
             beat.cancel()
+
+    def _tell(self) -> None:
+        """Publish how the gateway is, when that has changed."""
+        publisher = self._gateway.publisher
+        if publisher is None:
+            return
+        figures = self.figures()
+        summary = (is_ready(figures), [problem.part for problem in problems(figures)])
+        if summary != self._told:
+            self._told = summary
+            publisher.tell("health", msgspec.json.encode(document(figures)))
 
     async def _pulse(self) -> None:
         while True:
