@@ -46,6 +46,7 @@ T = TypeVar("T")
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # after a server has refused so often
 AWAY_S = 0.2  # between two attempts to reach a server that does not answer at all
 RESUME_S = 30.0  # all that is fetched again before the first Publish has to come within
+NO_SUBSCRIPTION = ("BadNoSubscription", "BadSubscriptionIdInvalid")
 SILENCE_FACTOR = 1.5  # of the keep-alive interval; then the subscription is suspected dead
 
 
@@ -76,13 +77,21 @@ class Saved(msgspec.Struct, frozen=True):
 
     Attributes:
         uri: ApplicationUri of the server.
+        endpoint: Where it was.
+        start_ticks: Its StartTime: of another run of the server, a session with that token is somebody else's.
         secret: The session, as `Connection.session_secret` gives it.
         streams: By stream id.
     """
 
     uri: str
+    endpoint: str
+    start_ticks: int
     secret: bytes
     streams: dict[str, Held]
+
+
+class Gone(Unavailable):
+    """The former subscription cannot be taken up again, though its session could be."""
 
 
 @dataclass(slots=True)
@@ -148,6 +157,7 @@ class SourceRunner:
         self._work: asyncio.Queue[tuple[str, Effect]] = asyncio.Queue()
         self._heard: dict[str, float] = {}
         self._first = True
+        self._resumed_silent = False  # taken up again, and nothing heard since
         self._model: Model | None = None
 
     async def run(self) -> None:
@@ -159,6 +169,8 @@ class SourceRunner:
                 await self._session()
             except (Unavailable, ConfigError, Corrupt) as error:
                 self._lost(error)
+                if isinstance(error, Gone):
+                    await self._call(lambda journal: journal.drop_session(self.config.name))
                 if time.monotonic() - began > 2 * BACKOFF_S[-1]:
                     failures = 0
                 await asyncio.sleep(pause_s(error, failures) * random.uniform(0.7, 1.0))
@@ -194,10 +206,17 @@ class SourceRunner:
         try:
             facts = await connection.server_facts()
             self.status.namespaces = facts.namespaces
+            if (
+                how == "resumed"
+                and saved is not None
+                and (facts.uri, facts.start_ticks) != (saved.uri, saved.start_ticks)
+            ):
+                raise Gone("the server is not the one, or not in the run, that gave us the session")
+            self._resumed_silent = how != "created"
             model, cached = await self._model_of(connection, facts)
             self._use(model)
             streams = await self._subscribe(connection, facts, saved, alive)
-            await self._save(connection, facts.uri, streams)
+            await self._save(connection, facts, streams)
             self._connected(facts, how)
             backfill = self._backfiller.run(connection, self.streams)
             tasks = [backfill, self._worker(connection), self._fetched_then_pump(connection), self._watch()]
@@ -209,7 +228,11 @@ class SourceRunner:
 
     async def _load(self) -> Saved | None:
         data = await self._call(lambda journal: journal.load_session(self.config.name))
-        return msgspec.msgpack.decode(data, type=Saved) if data else None
+        try:
+            saved = msgspec.msgpack.decode(data, type=Saved) if data else None
+        except msgspec.MsgspecError:
+            return None  # written by another version; the next session replaces it
+        return saved if saved is not None and saved.endpoint == self.config.endpoint else None
 
     def _connection(self) -> Connection:
         return Connection(self.config, password=self._password)
@@ -363,8 +386,9 @@ class SourceRunner:
         self._ingest.refused(p.id, refused, ticks)
         log("stream.items_refused", stream=p.id, tags=len(refused), first=next(iter(self.status.refused)))
 
-    async def _save(self, connection: Connection, uri: str, streams: dict[str, Held]) -> None:
-        data = msgspec.msgpack.encode(Saved(uri, connection.session_secret(), streams))
+    async def _save(self, connection: Connection, facts: ServerFacts, streams: dict[str, Held]) -> None:
+        saved = Saved(facts.uri, self.config.endpoint, facts.start_ticks, connection.session_secret(), streams)
+        data = msgspec.msgpack.encode(saved)
         await self._call(lambda journal: journal.save_session(self.config.name, data))
 
     # Pumps
@@ -406,6 +430,8 @@ class SourceRunner:
         """A Publish request was answered with an error: fewer requests, again, or a new connection."""
         if refused.name == "BadTooManyPublishRequests" and self._pumps > 1:
             self._pumps -= 1
+        elif refused.name in NO_SUBSCRIPTION:
+            raise Gone(f"Publish was refused: {refused.name}") from refused
         elif refused.name not in ("BadTimeout", "BadRequestTimeout"):
             raise Unavailable(f"Publish was refused: {refused.name}") from refused
 
@@ -415,8 +441,9 @@ class SourceRunner:
             return  # not ours (yet): neither stored nor acknowledged
         self._acks.available(message.subscription, message.available)
         self._heard[stream] = self.status.last_message = time.monotonic()
+        self._resumed_silent = False
         if message.status_change is not None:
-            raise Unavailable(f"the server ended the subscription: status 0x{message.status_change:08X}")
+            raise Gone(f"the server ended the subscription: status 0x{message.status_change:08X}")
         self._ingest.message(stream, message)
 
     async def _watch(self) -> None:
@@ -432,7 +459,9 @@ class SourceRunner:
                     continue
                 limit = SILENCE_FACTOR * p.keep_alive_count() * p.publishing_ms / 1000 + 1.0
                 if time.monotonic() - heard > limit:
-                    raise Unavailable(f"stream {stream} was silent for more than {limit:.1f} s")
+                    raise (Gone if self._resumed_silent else Unavailable)(
+                        f"stream {stream} was silent for more than {limit:.1f} s"
+                    )
 
     # What machines ask for
 
@@ -448,7 +477,9 @@ class SourceRunner:
             return  # asked of a session that is gone
         try:
             body = await connection.republish(effect.subscription, effect.sequence)
-        except Refused:
+        except Refused as refused:
+            if refused.name in NO_SUBSCRIPTION:
+                raise Gone(f"Republish was refused: {refused.name}") from refused
             body = None
         if body is None:
             self._ingest.event(stream, sampler.NotAvailable(effect.sequence))
