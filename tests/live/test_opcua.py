@@ -129,6 +129,20 @@ def test_subscription_of_a_dead_gateway_is_transferred_without_loss(server: Node
     asyncio.run(bounded(work()))
 
 
+def test_publish_without_a_subscription_is_refused_by_name(server: NodeServer) -> None:
+    async def work() -> None:
+        connection = await opened(server)
+        subscription = await subscribe(connection, server)
+        for _ in range(2):  # one that is gone counts as deleted
+            await connection.delete_subscription(subscription)
+        with pytest.raises(Refused) as caught:
+            await connection.publish()
+        assert caught.value.name == "BadNoSubscription"
+        await connection.close()
+
+    asyncio.run(bounded(work()))
+
+
 def test_transfer_for_another_user_is_refused_and_nothing_breaks(server: NodeServer) -> None:
     async def work() -> None:
         owner = await opened(server, user="operator")
