@@ -1,0 +1,36 @@
+"""Measure: `python -m tests.bench ingest|journal|segment|latency|start|codec|decode [--json]`.
+
+Without a name all of them run, one after the other. Each prints a table for people and as its last line one
+JSON object; with `--json` that line alone. Figures of a busy machine are upper bounds: compare ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import sys
+
+from tests.bench.rig import finish
+
+NAMES = ("ingest", "journal", "segment", "latency", "start", "codec", "decode")
+
+
+def main(arguments: list[str]) -> None:
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else ""
+    if name not in ("", *NAMES):
+        sys.exit(f"there is no bench {name!r}; use one of {', '.join(NAMES)}")
+    for chosen in [name] if name else NAMES:
+        bench = importlib.import_module(f"tests.bench.{chosen}")
+        parser = argparse.ArgumentParser(prog=f"python -m tests.bench {chosen}", description=bench.__doc__)
+        parser.add_argument("--json", action="store_true", help="print the last line alone")
+        if hasattr(bench, "options"):
+            bench.options(parser)
+        options = parser.parse_args(arguments[1:] if name else arguments)
+        with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+            figures = bench.run(options)
+        finish(figures)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
