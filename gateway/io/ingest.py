@@ -16,7 +16,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -135,6 +135,7 @@ class Ingest:
         self._samplers: dict[str, Sampler] = {}
         self._waiting: dict[str, Batch] = {}  # rows that are stored in front of the stream's next ones
         self._inbox: queue.SimpleQueue[_Arrival | _Call | None] = queue.SimpleQueue()
+        self._taken: list[_Arrival | _Call] = []  # out of the inbox and not durable yet
         self._bytes = 0
         self._lock = threading.Lock()
         self._was_full = False
@@ -216,13 +217,31 @@ class Ingest:
 
     # The thread
 
+    def turn(self, wait_s: float = 0.0) -> bool:
+        """Carry out what has arrived in one transaction; tell whether something became durable.
+
+        What a disk refused is kept and tried again by the next turn, before anything newer.
+
+        Args:
+            wait_s: How long to wait for a first arrival.
+        """
+        if not self._taken:
+            self._taken = self._gather(wait_s)
+        if not self._taken or not self._commit(self._taken):
+            return False
+        self._taken = []
+        self.journal.maintain()
+        return True
+
     def _run(self) -> None:
         try:
             while True:
-                items = self._gather()
-                if items:
-                    self._commit(items)
-                    self.journal.maintain()
+                wait_s = 0.0 if self._stopping.is_set() else 1.0
+                if self.turn(wait_s):
+                    continue
+                if self._taken:
+                    if self._stopping.wait(RETRY_S):
+                        self._give_up()
                 elif self._stopping.is_set():
                     return
         except BaseException as error:
@@ -233,10 +252,10 @@ class Ingest:
             self._ended.set()
             self._refuse_calls()
 
-    def _gather(self) -> list[_Arrival | _Call]:
+    def _gather(self, wait_s: float) -> list[_Arrival | _Call]:
         """Take what has arrived; wait so that commits are at least `commit_s` apart."""
         try:
-            item = self._inbox.get(timeout=0.0 if self._stopping.is_set() else 1.0)
+            item = self._inbox.get(timeout=wait_s) if wait_s else self._inbox.get_nowait()
         except queue.Empty:
             return []
         items = [item] if item is not None else []
@@ -253,34 +272,30 @@ class Ingest:
                 size += item.size_bytes
         return items
 
-    def _commit(self, items: list[_Arrival | _Call]) -> None:
-        """Carry items out in one transaction, trying again until the disk takes it."""
-        while True:
-            before = {s: m.snapshot() for s, m in self._samplers.items()}
-            durable, answers = Durable(), []
-            began = time.monotonic()
-            try:
-                with self.journal.transaction():
-                    for item in items:
-                        if isinstance(item, _Call):
-                            answers.append((item.answer, *self._answer(item)))
-                        else:
-                            self._arrived(item, durable)
-                    began = time.monotonic()
-            except Unavailable as error:
-                self._samplers = before
-                self._stall(error)
-                if self._stopping.wait(RETRY_S):
-                    self._give_up(items, error)
-                    return
-                continue
-            break
+    def _commit(self, items: list[_Arrival | _Call]) -> bool:
+        """Carry items out in one transaction; tell whether the disk took it, else all is as it was before."""
+        before = {s: m.snapshot() for s, m in self._samplers.items()}
+        durable, answers = Durable(), []
+        began = time.monotonic()
+        try:
+            with self.journal.transaction():
+                for item in items:
+                    if isinstance(item, _Call):
+                        answers.append((item.answer, *self._answer(item)))
+                    else:
+                        self._arrived(item, durable)
+                began = time.monotonic()
+        except Unavailable as error:
+            self._samplers.update(before)  # others may have been added meanwhile
+            self._stall(error)
+            return False
         self._committed(items, time.monotonic() - began)
         for future, result, failure in answers:
             future.set_exception(failure) if failure is not None else future.set_result(result)
         for stream in durable.stored:
             self._waiting.pop(stream, None)
         self._on_durable(durable)
+        return True
 
     def _committed(self, items: list[_Arrival | _Call], took_s: float) -> None:
         counters = self.counters
@@ -305,11 +320,12 @@ class Ingest:
             self.stalled_since = time.monotonic()
             log("journal.stalled", error=str(error), hint=error.hint)
 
-    def _give_up(self, items: Iterable[_Arrival | _Call], error: Unavailable) -> None:
+    def _give_up(self) -> None:
         """Told to stop while the disk refuses: nothing was acknowledged, so the server still has it."""
-        for item in items:
+        for item in self._taken:
             if isinstance(item, _Call):
-                item.answer.set_exception(error)
+                item.answer.set_exception(Unavailable("the disk refuses, and the gateway ends"))
+        self._taken = []
 
     def _refuse_calls(self) -> None:
         """Answer the calls that will never run."""
