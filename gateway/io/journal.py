@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 
 from gateway.io import datadir
+from gateway.io.intervals import IntervalTable
 from gateway.io.reader import Backlog, ChainRow, ChunkRow, JournalReader, read_epoch
 from mirror import chunk
 from mirror.batch import SOURCE_NULL, Batch
@@ -74,7 +75,6 @@ _WRITE_TAG = (
     f"INSERT INTO tag (handle, {', '.join(TAG_COLUMNS)}) VALUES (?, {', '.join('?' * len(TAG_COLUMNS))})"
     f" ON CONFLICT (handle) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in TAG_COLUMNS)}"
 )
-_OF_KEY = "stream = ? AND timeline = ? AND origin = ? AND grade = ?"
 
 
 class Journal:
@@ -122,7 +122,8 @@ class Journal:
         self._sweep_mark = self._mark
         self._swept_s = self._flushed_s = time.monotonic()
         self._lanes: dict[tuple[str, str, str], int] = {}
-        self._joined: dict[tuple[str, str, str, str, str], tuple[int, int]] = {}
+        self._coverage = IntervalTable(self._run, "coverage")
+        self._promise = IntervalTable(self._run, "promise")
         self._open = False
         self._begin()
         db.set_wal_hook(self._on_wal)
@@ -188,6 +189,8 @@ class Journal:
     def transaction(self) -> Iterator[None]:
         """Commit everything done inside as one; on return it is on disk. Nothing is kept on an error.
 
+        A statement that fails dooms the transaction, even where its error is caught inside.
+
         Due state rows are written along: at most STATE_ROWS_MAX, all of them about once in
         `state_period_s` as long as transactions come.
 
@@ -203,8 +206,8 @@ class Journal:
             yield
             if not self._flushed:
                 self._flush_due()
-            if not db.in_transaction:
-                raise Unavailable(f"{self.path}: SQLite gave the transaction up, and somebody took no notice")
+            if self._failed is not None:
+                raise self._failed  # a statement failed, and whoever ran it took no notice
             db.execute("COMMIT")
         except BaseException as error:
             self._undo()
@@ -250,20 +253,21 @@ class Journal:
         seq = self.committed + len(self._pending) + 1
         lane = self._lanes.get((stream, timeline, origin)) or self._lane(stream, timeline, origin)
         received = self._received()
-        self._db.execute(_INSERT_CHUNK, (seq, lane, pub_from, pub_to, received, n, t0, t1, h0, h1, len(body), body))
+        self._run(_INSERT_CHUNK, (seq, lane, pub_from, pub_to, received, n, t0, t1, h0, h1, len(body), body))
         self._pending.append(batch)
         return seq
 
     def extend(self, coverage: Coverage) -> None:
         """Add an interval to the coverage; it joins what it touches of the same key and grade."""
-        self._join("coverage", coverage)
+        assert self._open
+        self._coverage.add(coverage)
 
     def open_gap(self, gap: Gap) -> None:
         """Record a gap; recording it again widens it to a later end and other tags while it is open."""
         assert self._open
         tags = None if gap.tags is None else msgspec.json.encode(gap.tags).decode()
         closed_by = None if gap.closed_by is None else str(gap.closed_by)
-        self._db.execute(
+        self._run(
             'INSERT INTO gap (id, stream, timeline, start, "end", tags, reason, closed_by, closed_reason)'
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE"
             ' SET "end" = coalesce(excluded."end", "end"), tags = excluded.tags WHERE closed_by IS NULL',
@@ -273,7 +277,7 @@ class Journal:
     def end_gap(self, gap_id: str, end: int) -> None:
         """Set the publish time at which a gap ended, unless it has one; it stays open until it is closed."""
         assert self._open
-        self._db.execute('UPDATE gap SET "end" = ? WHERE id = ? AND "end" IS NULL', (end, gap_id))
+        self._run('UPDATE gap SET "end" = ? WHERE id = ? AND "end" IS NULL', (end, gap_id))
 
     def close_gap(self, gap_id: str, closed_by: Closure, closed_reason: str = "", *, end: int | None = None) -> None:
         """Close a gap; a closed gap never changes again.
@@ -285,8 +289,8 @@ class Journal:
             end: Publish time at which it ended, if that was not recorded yet.
         """
         assert self._open
-        assert self._db.execute("SELECT count(*) FROM gap WHERE id = ?", (gap_id,)).get == 1, gap_id
-        self._db.execute(
+        assert self._run("SELECT count(*) FROM gap WHERE id = ?", (gap_id,)).get == 1, gap_id
+        self._run(
             'UPDATE gap SET "end" = ifnull("end", ?), closed_by = ?, closed_reason = ?'
             " WHERE id = ? AND closed_by IS NULL",
             (end, str(closed_by), closed_reason, gap_id),
@@ -295,7 +299,7 @@ class Journal:
     def save_stream(self, stream: Stream) -> None:
         """Record a stream, or what the server revised of it."""
         assert self._open
-        self._db.execute(
+        self._run(
             "INSERT INTO stream (id, source, axis, revised_publishing_ms, revised_queue_size, overflow_detectable)"
             " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET axis = excluded.axis,"
             " revised_publishing_ms = excluded.revised_publishing_ms,"
@@ -320,7 +324,7 @@ class Journal:
             rows.append((handle, *msgspec.structs.astuple(tag)))
             self._new_tags.append(tag)
             handles.append(handle)
-        self._db.executemany(_WRITE_TAG, rows)
+        self._run_many(_WRITE_TAG, rows)
         return handles
 
     def set_structures(self, source: str, structures: Mapping[str, Structure]) -> None:
@@ -331,25 +335,25 @@ class Journal:
     def set_fact(self, name: str, value: bytes) -> None:
         """Store a named value."""
         assert self._open
-        self._db.execute("INSERT OR REPLACE INTO fact (name, value) VALUES (?, ?)", (name, value))
+        self._run("INSERT OR REPLACE INTO fact (name, value) VALUES (?, ?)", (name, value))
 
     def save_session(self, source: str, secret: bytes) -> None:
         """Store what is needed to resume a source's session, encrypted; replaces the one before."""
         assert self._open
         nonce = os.urandom(12)
         body = AESGCM(datadir.key(self.path.parent, make=True)).encrypt(nonce, secret, self._bound_to(source))
-        self._db.execute("INSERT OR REPLACE INTO session (source, nonce, body) VALUES (?, ?, ?)", (source, nonce, body))
+        self._run("INSERT OR REPLACE INTO session (source, nonce, body) VALUES (?, ?, ?)", (source, nonce, body))
 
     def drop_session(self, source: str) -> None:
         """Forget a source's session."""
         assert self._open
-        self._db.execute("DELETE FROM session WHERE source = ?", (source,))
+        self._run("DELETE FROM session WHERE source = ?", (source,))
 
     def save_epoch(self, epoch: int, incarnation: str) -> None:
         """Record the epoch about to be used; it is greater than the one before."""
         assert self._open
         assert epoch > self.epoch()[0], "epochs only grow"
-        self._db.execute("INSERT OR REPLACE INTO epoch (id, epoch, incarnation) VALUES (0, ?, ?)", (epoch, incarnation))
+        self._run("INSERT OR REPLACE INTO epoch (id, epoch, incarnation) VALUES (0, ?, ?)", (epoch, incarnation))
 
     def follow_log(self, name: str, claims: Sequence[Coverage] = ()) -> None:
         """Make `chain` and `promise` those of the log `name`; what is known of another log is forgotten.
@@ -359,41 +363,27 @@ class Journal:
             claims: What this log promises as far as it is known; used when it becomes the followed one.
         """
         assert self._open
-        if self._db.execute("SELECT value FROM fact WHERE name = ?", (LOG_FACT,)).get == name.encode():
+        if self._run("SELECT value FROM fact WHERE name = ?", (LOG_FACT,)).get == name.encode():
             return
-        self._joined.clear()
-        self._db.execute("DELETE FROM chain")
-        self._db.execute("DELETE FROM promise")
+        self._run("DELETE FROM chain")
+        self._promise.clear()
         self.set_fact(LOG_FACT, name.encode())
         for claim in claims:
-            self._join("promise", claim)
+            self._promise.add(claim)
 
     def add_chain(self, row: ChainRow, claims: Sequence[Coverage] = ()) -> None:
         """Append one verified segment of the log and what it promises; the same again changes nothing."""
         assert self._open
-        known = self._db.execute("SELECT hash FROM chain WHERE seq = ?", (row.seq,)).get
+        known = self._run("SELECT hash FROM chain WHERE seq = ?", (row.seq,)).get
         assert known in (None, row.hash), f"segment {row.seq} of a verified log cannot change"
-        self._db.execute(
-            "INSERT OR IGNORE INTO chain (seq, epoch, holder, incarnation, hash) VALUES (?, ?, ?, ?, ?)", row
-        )
+        self._run("INSERT OR IGNORE INTO chain (seq, epoch, holder, incarnation, hash) VALUES (?, ?, ?, ?, ?)", row)
         for claim in claims:
-            self._join("promise", claim)
+            self._promise.add(claim)
 
     def retract(self, claim: Coverage) -> None:
         """Take a claim out of the promise, whatever its grade, because its segment was found rotten."""
         assert self._open
-        self._joined.clear()
-        rows: Any = self._db.execute(
-            'SELECT grade, start, "end" FROM promise WHERE stream = ? AND timeline = ? AND origin = ?'
-            ' AND start < ? AND "end" > ?',
-            (*claim.key, claim.end, claim.start),
-        ).fetchall()
-        for grade, start, end in rows:
-            key = (*claim.key, grade)
-            self._db.execute(f"DELETE FROM promise WHERE {_OF_KEY} AND start = ?", (*key, start))
-            for left in ((start, claim.start), (claim.end, end)):
-                if left[0] < left[1]:
-                    self._db.execute("INSERT INTO promise VALUES (?, ?, ?, ?, ?, ?)", (*key, *left))
+        self._promise.subtract(claim)
 
     def flush_state(self, limit: int | None = None) -> int:
         """Write up to `limit` (None: all) state rows that are due; return how many then remain.
@@ -407,11 +397,11 @@ class Journal:
         handles = self._sweep[self._sweep_at : end]
         if len(handles):
             rows = state_rows(self.state.batch(handles), self._structures_of)
-            self._db.executemany(_WRITE_STATE, rows)
+            self._run_many(_WRITE_STATE, rows)
             self._flushed.append(handles)
         self._sweep_at = end
         if end == len(self._sweep) and self._sweep_mark > self._mark:
-            self._db.execute("UPDATE state_mark SET chunk = ?", (self._sweep_mark,))
+            self._run("UPDATE state_mark SET chunk = ?", (self._sweep_mark,))
             self._new_mark = self._sweep_mark
         return len(self._sweep) - end
 
@@ -423,7 +413,7 @@ class Journal:
         """
         assert self._open
         now = self._clock()
-        rows: Any = self._db.execute(
+        rows: Any = self._run(
             "SELECT seq, stream, timeline, origin, pub_from, pub_to, received_s FROM chunk JOIN lane ON lane.id = lane"
             " WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
             (self._trim_after, self._mark, limit),
@@ -441,7 +431,7 @@ class Journal:
             # Where nothing has a publish time the interval is empty; that is no promise.
             if received_s <= now - keep_s and pushed[key].covers(min(pub_from, pub_to - 1), pub_to):
                 trimmed.append((seq,))
-        self._db.executemany("DELETE FROM chunk WHERE seq = ?", trimmed)
+        self._run_many("DELETE FROM chunk WHERE seq = ?", trimmed)
         self._trim_after = after
         return len(trimmed)
 
@@ -505,6 +495,7 @@ class Journal:
         self._new_handles: dict[str, int] = {}
         self._flushed: list[NDArray[np.uint32]] = []
         self._new_mark = self._mark
+        self._failed: Exception | None = None
 
     def _done(self) -> None:
         """Let the memory follow a commit."""
@@ -526,14 +517,29 @@ class Journal:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
         self._lanes.clear()
-        self._joined.clear()
+        self._coverage.forget()
+        self._promise.forget()
         self._sweep, self._sweep_at = np.zeros(0, np.uint32), 0
         self._begin()
 
+    def _run(self, sql: str, values: tuple[Any, ...] = ()) -> Any:
+        try:
+            return self._db.execute(sql, values)
+        except apsw.Error as error:
+            self._failed = reaction(error, self.path)
+            raise self._failed from error
+
+    def _run_many(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        try:
+            self._db.executemany(sql, rows)
+        except apsw.Error as error:
+            self._failed = reaction(error, self.path)
+            raise self._failed from error
+
     def _lane(self, stream: str, timeline: str, origin: str) -> int:
         key = (stream, timeline, origin)
-        self._db.execute("INSERT OR IGNORE INTO lane (stream, timeline, origin) VALUES (?, ?, ?)", key)
-        lane: int = self._db.execute("SELECT id FROM lane WHERE stream = ? AND timeline = ? AND origin = ?", key).get
+        self._run("INSERT OR IGNORE INTO lane (stream, timeline, origin) VALUES (?, ?, ?)", key)
+        lane: int = self._run("SELECT id FROM lane WHERE stream = ? AND timeline = ? AND origin = ?", key).get
         self._lanes[key] = lane
         return lane
 
@@ -543,28 +549,6 @@ class Journal:
         if now > self._received_s or self._received_s - now > CLOCK_AHEAD_MAX_S:
             self._received_s = now
         return self._received_s
-
-    def _join(self, table: str, claim: Coverage) -> None:
-        """Add an interval to a table of disjoint ones; the last one of a key grows without a search."""
-        assert self._open
-        assert claim.start < claim.end
-        key, start, end = (*claim.key, str(claim.grade)), claim.start, claim.end
-        last = self._joined.get((table, *key))
-        if last is not None and last[0] <= start <= last[1]:
-            if end > last[1]:
-                self._db.execute(f'UPDATE {table} SET "end" = ? WHERE {_OF_KEY} AND start = ?', (end, *key, last[0]))
-                self._joined[(table, *key)] = (last[0], end)
-            return
-        touched = f'{_OF_KEY} AND start <= ? AND "end" >= ?'
-        found: Any = self._db.execute(f'SELECT min(start), max("end") FROM {table} WHERE {touched}', (*key, end, start))
-        low, high = found.get
-        if low is not None:
-            self._db.execute(f"DELETE FROM {table} WHERE {touched}", (*key, end, start))
-            start, end = min(low, start), max(high, end)
-        self._db.execute(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?, ?)", (*key, start, end))
-        later = f"SELECT EXISTS (SELECT 1 FROM {table} WHERE {_OF_KEY} AND start > ?)"
-        if not self._db.execute(later, (*key, start)).get:
-            self._joined[(table, *key)] = (start, end)
 
     def _start_sweep(self) -> None:
         self._sweep, self._sweep_at, self._sweep_mark = np.flatnonzero(self._dirty).astype(np.uint32), 0, self.committed

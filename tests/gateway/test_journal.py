@@ -192,6 +192,17 @@ def test_streams_facts_epoch_and_chain_come_back(journal: Journal) -> None:
     assert reader.promise().claims() == [claim(0, 8), claim(12, 31)]
 
 
+def test_another_log_makes_the_one_before_forgotten(journal: Journal) -> None:
+    reader = reader_of(journal)
+    row = ChainRow(0, 1, "a", "inc", "0" * 64)
+    with journal.transaction():
+        journal.follow_log("bucket/a")
+        journal.add_chain(row, [claim(0, 10)])
+    for name, chain, claims in (("bucket/a", [row], [claim(0, 10)]), ("bucket/b", [], [claim(3, 5)])):
+        inside(journal, lambda name=name: journal.follow_log(name, [claim(3, 5)]))
+        assert (reader.chain(), reader.promise().claims()) == (chain, claims)
+
+
 # State
 
 
@@ -496,7 +507,7 @@ def test_a_full_file_is_unavailable_and_passes(journal: Journal) -> None:
             journal.extend(claim(0, 1))
             try:
                 journal.append(STREAM, TIMELINE, 0, 1, ORIGIN, big)
-            except apsw.FullError:
+            except Unavailable:
                 if not swallow:
                     raise
     journal._db.execute("PRAGMA max_page_count = 1000000")
