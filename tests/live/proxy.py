@@ -2,7 +2,8 @@
 
 It forwards bytes between its own port and a target, both on loopback. `cut` resets what is connected
 and refuses what comes; `stall` keeps connections open and moves nothing, as a dead peer behind a
-stateful firewall; `delay_s` holds each piece of data for a while and keeps the order. It knows nothing
+stateful firewall; `strand` does so to those that are open and lets new ones work, as after a router's
+failover; `delay_s` holds each piece of data for a while and keeps the order. It knows nothing
 of the protocol inside.
 """
 
@@ -74,6 +75,16 @@ class Proxy:
         """Move no more bytes, in either direction, on any connection; nobody is told."""
         self._loop.call_soon_threadsafe(self._flowing.clear)
 
+    def strand(self) -> None:
+        """Let the open connections move nothing ever again; new ones are not concerned."""
+
+        async def leave() -> None:
+            former, self._flowing = self._flowing, asyncio.Event()
+            self._flowing.set()
+            former.clear()
+
+        self._call(leave())
+
     def flow(self) -> None:
         """End `stall`: what waited goes on its way."""
         self._loop.call_soon_threadsafe(self._flowing.set)
@@ -115,27 +126,32 @@ class Proxy:
     async def _join(self, task: asyncio.Task[None], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
         self._open[task].append(far_writer)
+        flowing = self._flowing
         async with asyncio.TaskGroup() as group:
             for source, sink in ((reader, far_writer), (far_reader, writer)):
                 pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(QUEUE_PIECES)
-                group.create_task(self._take(source, pieces))
-                group.create_task(self._give(pieces, sink))
+                group.create_task(self._take(source, pieces, flowing))
+                group.create_task(self._give(pieces, sink, flowing))
 
-    async def _take(self, source: asyncio.StreamReader, pieces: asyncio.Queue[tuple[float, bytes]]) -> None:
+    async def _take(
+        self, source: asyncio.StreamReader, pieces: asyncio.Queue[tuple[float, bytes]], flowing: asyncio.Event
+    ) -> None:
         data = b"first"
         while data:
-            await self._flowing.wait()
+            await flowing.wait()
             try:
                 data = await source.read(PIECE_BYTES)
             except ConnectionError:
                 data = b""
             await pieces.put((self._loop.time() + self.delay_s, data))
 
-    async def _give(self, pieces: asyncio.Queue[tuple[float, bytes]], sink: asyncio.StreamWriter) -> None:
+    async def _give(
+        self, pieces: asyncio.Queue[tuple[float, bytes]], sink: asyncio.StreamWriter, flowing: asyncio.Event
+    ) -> None:
         while True:
             due, data = await pieces.get()
             await asyncio.sleep(max(0.0, due - self._loop.time()))
-            await self._flowing.wait()
+            await flowing.wait()
             try:
                 if not data:
                     sink.write_eof()
