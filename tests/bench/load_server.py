@@ -32,7 +32,7 @@ from collections import deque
 from typing import Any, NamedTuple
 
 import numpy as np
-from asyncua import Server, ua
+from asyncua import Node, Server, ua
 from asyncua.common.utils import Buffer
 from asyncua.server.internal_subscription import InternalSubscription
 from asyncua.server.monitored_item_service import MonitoredItemData, MonitoredItemService
@@ -40,11 +40,11 @@ from asyncua.ua.ua_binary import struct_from_binary
 from numpy.typing import NDArray
 
 from mirror.batch import ARRAY, Batch, Kind
-from tests.bench.mix import DAY_TICKS, START_TICKS, mix, signals
+from tests.bench.mix import DAY_TICKS, MACHINE_TAGS, START_TICKS, mix, signals
 
 NAMESPACE = "urn:edgemirror:bench"
 URI = "urn:edgemirror:bench:load"
-FOLDER_NODES = 250  # one device each
+FOLDER_NODES = 250  # of one device
 PATTERNS = 16
 PATTERN_TICKS = 1_000_000
 QUEUE = 10
@@ -328,31 +328,36 @@ def _monitored(service: Any, node: int | None, item: Any) -> Any:
 
 
 async def build(server: Server, nodes: int, mode: str) -> dict[str, int]:
-    """Add the nodes in folders of FOLDER_NODES; return their numbers by identifier."""
+    """Add the nodes, in folders of machines; return their numbers by identifier."""
     index = await server.register_namespace(NAMESPACE)
     plant = signals(nodes)
     numbers: dict[str, int] = {}
-    for first in range(0, nodes, FOLDER_NODES):
-        name = folder_name(first)
-        folder = await server.nodes.objects.add_folder(ua.NodeId(name, index), ua.QualifiedName(name, index))
-        for number in range(first, min(first + FOLDER_NODES, nodes)):
-            signal = plant[number]
-            kind = Kind(signal.kind & 0x3F) if mode == "mixed" else Kind.DOUBLE
-            value: Any = {Kind.STRING: "", Kind.BOOLEAN: False, Kind.DOUBLE: 0.0, Kind.FLOAT: 0.0}.get(kind, 0)
-            if mode == "mixed" and signal.kind & ARRAY:
-                value = [0.0]
-            identifier = f"{name}.v{number:06d}"
-            await folder.add_variable(
-                ua.NodeId(identifier, index), ua.QualifiedName(identifier.rpartition(".")[2], index), value,
-                ua.VariantType(int(kind)),
-            )  # fmt: skip
-            numbers[identifier] = number
+    folder = machine = server.nodes.objects
+
+    async def add(parent: Node, name: str) -> Node:
+        return await parent.add_folder(ua.NodeId(name, index), ua.QualifiedName(name.rpartition(".")[2], index))
+
+    for number in range(nodes):
+        name = folder_name(number)
+        if number % FOLDER_NODES == 0:
+            folder = await add(server.nodes.objects, name)
+        if number % MACHINE_TAGS == 0:  # asyncua looks through all siblings of a new node
+            machine = await add(folder, f"{name}.press{number // MACHINE_TAGS:04d}")
+        identifier = f"{name}.v{number:06d}"
+        kind = Kind(plant[number].kind & 0x3F) if mode == "mixed" else Kind.DOUBLE
+        value: Any = {Kind.STRING: "", Kind.BOOLEAN: False, Kind.DOUBLE: 0.0, Kind.FLOAT: 0.0}.get(kind, 0)
+        if mode == "mixed" and plant[number].kind & ARRAY:
+            value = [0.0]
+        await machine.add_variable(
+            ua.NodeId(identifier, index), ua.QualifiedName(f"v{number:06d}", index), value, ua.VariantType(int(kind))
+        )
+        numbers[identifier] = number
     return numbers
 
 
-def folder_name(first: int) -> str:
+def folder_name(number: int) -> str:
     """Return the name of the folder that holds the node."""
-    return f"m{first // FOLDER_NODES:04d}"
+    return f"m{number // FOLDER_NODES:04d}"
 
 
 async def commands(load: Load) -> None:

@@ -25,7 +25,6 @@ from gateway.io.reader import JournalReader
 from mirror import chunk
 from mirror.batch import Kind
 from mirror.coverage import Promise
-from mirror.errors import MirrorError
 from tests.bench.load_server import FOLDER_NODES, NAMESPACE, folder_name
 from tests.live.servers import Mosquitto
 from tests.tools import ROOT, find
@@ -157,9 +156,11 @@ class Gateway:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def log(self) -> str:
-        assert self.process is not None
-        return self.process.log()
+    def told(self, event: str) -> dict[str, Any]:
+        """Return the newest event of this name; KeyError if there was none."""
+        lines = (self.folder / "gateway.log").read_text().splitlines()
+        events = {facts.get("event"): facts for facts in map(json.loads, lines)}
+        return dict(events[event])
 
     def rows(self) -> int:
         """Return the samples in the journal; 0 while there is none."""
@@ -167,7 +168,7 @@ class Gateway:
             if self._reader is None:
                 self._reader = JournalReader.open(self.journal)
             return self._reader.backlog(Promise()).rows
-        except (MirrorError, FileNotFoundError):  # not there yet, or being made at this moment
+        except Exception:  # not there yet, or being made at this moment
             return 0
 
     def mirrored(self, rows: int, timeout_s: float = 60.0) -> None:

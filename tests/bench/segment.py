@@ -19,6 +19,7 @@ from mirror import segment
 from mirror.batch import Batch, canonical_order, concat, equal, take
 from mirror.tags import TagTable
 from tests.bench import mix
+from tests.bench.rig import table
 
 TAGS = 10_000
 SIZES = (10, 100, 1_000, 10_000, 100_000)
@@ -26,11 +27,12 @@ HEADER = b"{" + b" " * 998 + b"}"
 REPEATS = 5
 
 
-def run() -> dict[str, Any]:
+def run(_options: object = None) -> dict[str, Any]:
     """Return bytes and rates per change at the largest size, and the curve over all sizes."""
     tags = TagTable(mix.tags(TAGS))
     whole = concat(list(mix.mix(TAGS, max(SIZES) // TAGS)))
     curve = [_measure(take(whole, np.arange(size)), tags) for size in SIZES]
+    print(table([list(curve[0]), *(list(point.values()) for point in curve)]))
     last = curve[-1]
     return {
         "name": "segment",
@@ -78,9 +80,3 @@ def _columns(data: bytes) -> dict[str, float]:
             sizes[column.path_in_schema] += column.total_compressed_size
     sizes["footer"] = segment.footer_size(data)
     return {name: round(size / metadata.num_rows, 3) for name, size in sizes.items()}
-
-
-if __name__ == "__main__":
-    for key, value in run().items():
-        for line in value if isinstance(value, list) else [value]:
-            print(f"{key:26} {line}")

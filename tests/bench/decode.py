@@ -1,4 +1,4 @@
-"""What the decoder costs for one change: `python -m tests.bench.decode_bench`. Best of 30 on one core."""
+"""What the decoder costs for one change, by the shape of the items and their number. Best of 30 on one core."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import random
 import struct
 import time
 from collections.abc import Callable
+from typing import Any
 
 from gateway.decode import decode, read_publish
+from tests.bench.rig import table
 from tests.gateway.publish_bytes import T0, data_change, double, item, publish, string
 
 REPEATS = 30
@@ -52,7 +54,9 @@ CASES: dict[str, Callable[[int, random.Random], list[bytes]]] = {
 }  # fmt: skip
 
 
-def main() -> None:
+def run(_options: object = None) -> dict[str, Any]:
+    """Return the time for one change of each case."""
+    rows: list[tuple[object, ...]] = [("items", "in a message", "us/change", "us/message", "slow")]
     for name, make in CASES.items():
         for n in (10_000, 1_000, 50, 5):
             body = publish([data_change(make(n, random.Random(1)))])
@@ -62,8 +66,7 @@ def main() -> None:
                 got = decode(read_publish(body), handle_limit=n)
                 best = min(best, time.perf_counter() - start)
             assert len(got.batch) == n
-            print(f"{name:22} n={n:6} {best / n * 1e6:8.4f} us/change {best * 1e6:8.0f} us/message  slow {got.slow}")
-
-
-if __name__ == "__main__":
-    main()
+            rows.append((name, n, round(best / n * 1e6, 4), round(best * 1e6), got.slow))
+    print(table(rows))
+    large = {name: cost for name, n, cost, *_ in rows if n == 10_000}
+    return {"name": "decode", "us_per_change": large["mixed"], "cases": large}
