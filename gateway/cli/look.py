@@ -151,17 +151,9 @@ def sql(options: argparse.Namespace) -> int:
 
 
 def _statement(db: Any, query: str, *, as_json: bool) -> None:
-    try:
-        cursor = db.execute(query)
-        names = [column[0] for column in cursor.get_description()] if cursor.expanded_sql else []
-        rows = cursor.fetchall()
-    except Exception as error:
-        if type(error).__module__ != "apsw":
-            raise
-        complete = "completed" in str(error)
-        if not complete:
-            raise ConfigError(f"SQL: {error}") from error
-        names, rows = [], []
+    from mirror.io.sqlite import run_sql
+
+    names, rows = run_sql(db, query)
     if as_json:
         print(json.dumps([dict(zip(names, map(_plain, row), strict=True)) for row in rows]))
         return

@@ -30,7 +30,7 @@ from gateway.decode import Message, decode
 from gateway.io.journal import Journal
 from gateway.io.log import log
 from gateway.sampler import Effect, Event, Position, Sampler
-from mirror.batch import AHEAD, NO_VALUE, SERVER_NULL, SOURCE_NULL, Batch, concat
+from mirror.batch import AHEAD, NO_VALUE, SERVER_NULL, SOURCE_NULL, Batch, concat, take
 from mirror.coverage import Reason
 from mirror.errors import Corrupt, Unavailable
 
@@ -96,6 +96,14 @@ class _Call:
     work: Callable[[Journal], Any]
     answer: Future[Any]
     size_bytes: int = 0
+
+
+class _CallFailed(Exception):
+    """A caller's work failed by itself; nothing of it may stay."""
+
+    def __init__(self, call: _Call, error: Exception) -> None:
+        super().__init__(call, error)
+        self.call, self.error = call, error
 
 
 def position_name(stream: str) -> str:
@@ -244,6 +252,8 @@ class Ingest:
                         self._give_up()
                 elif self._stopping.is_set():
                     return
+                else:
+                    self._flush()
         except BaseException as error:
             self._failure = error
             log("ingest.failed", error=repr(error))
@@ -251,6 +261,12 @@ class Ingest:
         finally:
             self._ended.set()
             self._refuse_calls()
+
+    def _flush(self) -> None:
+        """Nothing arrives: write the state rows that are still due."""
+        if self.journal.dirty:
+            with contextlib.suppress(Unavailable), self.journal.transaction():
+                self.journal.flush_state()
 
     def _gather(self, wait_s: float) -> list[_Arrival | _Call]:
         """Take what has arrived; wait so that commits are at least `commit_s` apart."""
@@ -281,17 +297,22 @@ class Ingest:
             with self.journal.transaction():
                 for item in items:
                     if isinstance(item, _Call):
-                        answers.append((item.answer, *self._answer(item)))
+                        answers.append((item.answer, self._answer(item)))
                     else:
                         self._arrived(item, durable)
                 began = time.monotonic()
+        except _CallFailed as failed:
+            self._samplers.update(before)
+            failed.call.answer.set_exception(failed.error)
+            items[:] = [item for item in items if item is not failed.call]
+            return self._commit(items) if items else True
         except Unavailable as error:
             self._samplers.update(before)  # others may have been added meanwhile
             self._stall(error)
             return False
         self._committed(items, time.monotonic() - began)
-        for future, result, failure in answers:
-            future.set_exception(failure) if failure is not None else future.set_result(result)
+        for future, result in answers:
+            future.set_result(result)
         for stream in durable.stored:
             self._waiting.pop(stream, None)
         self._on_durable(durable)
@@ -335,21 +356,21 @@ class Ingest:
                 if isinstance(item, _Call):
                     item.answer.set_exception(Unavailable("the journal is closed"))
 
-    def _answer(self, call: _Call) -> tuple[Any, BaseException | None]:
-        """Run a caller's work; only errors of the store concern the whole transaction."""
+    def _answer(self, call: _Call) -> Any:
+        """Run a caller's work; an error of its own undoes the transaction, which is tried again without it."""
         try:
-            return call.work(self.journal), None
+            return call.work(self.journal)
         except (Unavailable, AssertionError):
             raise
         except Exception as error:
-            return None, error
+            raise _CallFailed(call, error) from error
 
     def _arrived(self, item: _Arrival, durable: Durable) -> None:
         machine = self._samplers.get(item.stream)
         if machine is None:
             return
         if item.rows is not None:
-            self._waiting[item.stream] = item.rows
+            self._wait(item.stream, item.rows)
             return
         event = item.event
         if item.message is not None:
@@ -361,6 +382,14 @@ class Ingest:
             for name, n in machine.counts.items():
                 self.counters.events[name] = self.counters.events.get(name, 0) + n
             machine.counts.clear()
+
+    def _wait(self, stream: str, rows: Batch) -> None:
+        """Keep rows for the stream's next message; later ones of a tag replace earlier ones."""
+        waiting = self._waiting.get(stream)
+        if waiting is not None:
+            earlier = np.flatnonzero(~np.isin(waiting.handle, rows.handle)).astype(np.int64)
+            rows = concat([take(waiting, earlier), rows])
+        self._waiting[stream] = rows
 
     def _decoded(self, stream: str, message: Message, *, republished: bool) -> Event:
         """Decode a message into the event that the sampler takes; what cannot be decoded is set aside."""

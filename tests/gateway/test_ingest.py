@@ -160,7 +160,8 @@ def test_while_the_disk_refuses_nothing_is_acknowledged_nobody_asks_and_afterwar
 
 
 def test_work_that_fails_is_answered_and_does_not_hurt_the_rest(rig: Rig) -> None:
-    def fail(_journal: Journal) -> None:
+    def fail(journal: Journal) -> None:
+        journal.set_fact("half", b"done")
         raise ValueError("mine")
 
     rig.send(1, item(0, double(1.0)))
@@ -168,6 +169,10 @@ def test_work_that_fails_is_answered_and_does_not_hurt_the_rest(rig: Rig) -> Non
         rig.ingest.call(fail).result(WAIT_S)
     rig.acknowledged(1)
     assert rig.ingest.failure is None
+    reader = JournalReader.open(rig.path)
+    assert reader.fact("half") is None, "half of failed work stayed"
+    assert len(rig.rows()) == 1
+    reader.close()
 
 
 def test_the_inbox_is_full_until_what_is_in_it_is_durable(tmp_path: Path) -> None:
