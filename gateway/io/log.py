@@ -23,6 +23,7 @@ EVENTS = {
     "source.browsed": "the tags of a source are known",
     "stream.subscribed": "a new subscription delivers",
     "stream.resumed": "the former subscription delivers again",
+    "stream.retired": "a subscription was replaced by one for other tags and has delivered its last",
     "stream.items_refused": "the server refused to monitor some nodes",
     "gap.opened": "something is missing; a row says what and why",
     "gap.closed": "a gap was filled, or declared lost",

@@ -83,12 +83,14 @@ class Connection:
 
     Attributes:
         missing: Roots of the last `browse` that the server does not have.
+        opened: Whether the server has opened a channel, so that it is there.
     """
 
     def __init__(self, config: Source, *, password: str = "") -> None:
         self.url = config.endpoint
         self.session_timeout_s = config.session_timeout_s
         self.missing: list[str] = []
+        self.opened = False
         self._config = config
         self._password = password
         self._client: Any = None
@@ -186,6 +188,7 @@ class Connection:
                 await client.send_hello()
                 client.uaclient.protocol._connection._limits.max_message_size = MESSAGE_BYTES_MAX
                 await client.open_secure_channel()
+                self.opened = True
                 yield client
                 client._start_renew_loop()
         except BaseException:

@@ -165,7 +165,7 @@ class Gateway:
             source.room()
 
     def _tags_changed(self) -> None:
-        self._of_stream = {stream: source for source in self.sources for stream in source.streams}
+        self._of_stream = {stream: source for source in self.sources for stream in (*source.streams, *source.retiring)}
         if self.publisher is not None:
             self.publisher.use(self._names())
 

@@ -12,10 +12,11 @@ What it does not do: decide what is missing (`gateway.sampler`), or store anythi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +34,7 @@ from gateway.io.journal import Journal
 from gateway.io.log import log
 from gateway.io.opcua import Connection
 from gateway.io.reader import JournalReader
+from gateway.io.sessions import Gone, Held, Saved, Sessions, same_run
 from gateway.plan import Plan
 from gateway.sampler import Effect
 from gateway.server import MonitoredItem, Refused, ServerFacts
@@ -46,6 +48,9 @@ T = TypeVar("T")
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # after a server has refused so often
 AWAY_S = 0.2  # between two attempts to reach a server that does not answer at all
 RESUME_S = 30.0  # all that is fetched again before the first Publish has to come within
+RESUME_REFUSALS_MAX = 2  # then the session is given up; one that is merely out of reach is not
+LAST_RESPONSES = 2  # of a retiring stream: the first may have been made before its successor was
+BAD_NODE_ID_UNKNOWN = 0x80340000
 NO_SUBSCRIPTION = ("BadNoSubscription", "BadSubscriptionIdInvalid")
 SILENCE_FACTOR = 1.5  # of the keep-alive interval; then the subscription is suspected dead
 
@@ -64,34 +69,11 @@ class Model(msgspec.Struct, frozen=True):
     tags: dict[str, list[Tag]]
 
 
-class Held(msgspec.Struct, frozen=True):
-    """A stream's subscription as the server revised it; `handles` are the tags it really monitors."""
+@dataclass(frozen=True, slots=True)
+class _Delete:
+    """Work for a session: a subscription that is no longer needed."""
 
-    id: int
-    publishing_ms: float
-    keep_alive_count: int
-
-
-class Saved(msgspec.Struct, frozen=True):
-    """What takes subscriptions up again after this process has died. The secret is a bearer token.
-
-    Attributes:
-        uri: ApplicationUri of the server.
-        endpoint: Where it was.
-        start_ticks: Its StartTime: of another run of the server, a session with that token is somebody else's.
-        secret: The session, as `Connection.session_secret` gives it.
-        streams: By stream id.
-    """
-
-    uri: str
-    endpoint: str
-    start_ticks: int
-    secret: bytes
-    streams: dict[str, Held]
-
-
-class Gone(Unavailable):
-    """The former subscription cannot be taken up again, though its session could be."""
+    subscription: int
 
 
 @dataclass(slots=True)
@@ -140,6 +122,7 @@ class SourceRunner:
         self.config = config
         self.status = Status(config.name, config.endpoint)
         self.streams: dict[str, Plan] = {}
+        self.retiring: dict[str, int] = {}  # former streams still subscribed, and responses to wait for
         self.handles: set[int] = set()
         self._ingest = ingest
         self._journal_path = journal_path
@@ -147,6 +130,7 @@ class SourceRunner:
         self._on_tags = on_tags
         self._on_state = on_state
         self._backfiller = Backfiller(ingest, journal_path, enabled=config.history, on_rows=on_history)
+        self._sessions = Sessions(ingest, config.name, config.endpoint)
         self._acks = Acks()
         self._room = asyncio.Event()
         self._room.set()
@@ -154,10 +138,12 @@ class SourceRunner:
         self._by_subscription: dict[int, str] = {}
         self._resuming: set[str] = set()
         self._resumed = asyncio.Event()
-        self._work: asyncio.Queue[tuple[str, Effect]] = asyncio.Queue()
+        self._work: asyncio.Queue[tuple[str, Effect | _Delete]] = asyncio.Queue()
         self._heard: dict[str, float] = {}
+        self._mute: set[str] = set()  # taken up again, and nothing heard since
+        self._vanished: set[int] = set()  # tags that the server had and has no more, to go Bad
+        self._refusals = 0  # resumes in a row that failed on an open channel
         self._first = True
-        self._resumed_silent = False  # taken up again, and nothing heard since
         self._model: Model | None = None
 
     async def run(self) -> None:
@@ -170,7 +156,7 @@ class SourceRunner:
             except (Unavailable, ConfigError, Corrupt) as error:
                 self._lost(error)
                 if isinstance(error, Gone):
-                    await self._call(lambda journal: journal.drop_session(self.config.name))
+                    await self._sessions.forget(error.streams)
                 if time.monotonic() - began > 2 * BACKOFF_S[-1]:
                     failures = 0
                 await asyncio.sleep(pause_s(error, failures) * random.uniform(0.7, 1.0))
@@ -201,22 +187,17 @@ class SourceRunner:
 
     async def _session(self) -> None:
         """Connect, subscribe, and pump until something breaks; always ends with an error."""
-        saved = await self._load()
+        saved = await self._sessions.load()
         connection, alive, how = await self._connect(saved)
         try:
             facts = await connection.server_facts()
             self.status.namespaces = facts.namespaces
-            if (
-                how == "resumed"
-                and saved is not None
-                and (facts.uri, facts.start_ticks) != (saved.uri, saved.start_ticks)
-            ):
-                raise Gone("the server is not the one, or not in the run, that gave us the session")
-            self._resumed_silent = how != "created"
+            if how == "resumed" and not same_run(facts, saved):
+                raise Gone("the server is not the one, or not in the run, that gave us the session", None)
             model, cached = await self._model_of(connection, facts)
-            self._use(model)
+            self._use(model, saved, alive)
             streams = await self._subscribe(connection, facts, saved, alive)
-            await self._save(connection, facts, streams)
+            await self._sessions.save(facts, connection.session_secret(), streams)
             self._connected(facts, how)
             backfill = self._backfiller.run(connection, self.streams)
             tasks = [backfill, self._worker(connection), self._fetched_then_pump(connection), self._watch()]
@@ -226,29 +207,24 @@ class SourceRunner:
         finally:
             await connection.close(keep_session=True)
 
-    async def _load(self) -> Saved | None:
-        data = await self._call(lambda journal: journal.load_session(self.config.name))
-        try:
-            saved = msgspec.msgpack.decode(data, type=Saved) if data else None
-        except msgspec.MsgspecError:
-            return None  # written by another version; the next session replaces it
-        return saved if saved is not None and saved.endpoint == self.config.endpoint else None
-
     def _connection(self) -> Connection:
         return Connection(self.config, password=self._password)
 
     async def _connect(self, saved: Saved | None) -> tuple[Connection, dict[int, tuple[int, ...] | None], str]:
         """Return a connection, the subscriptions it still has with what is available, and how it was made."""
-        if saved is not None:
+        if saved is not None and self._refusals < RESUME_REFUSALS_MAX:
             connection = self._connection()
             try:
                 await connection.resume(saved.secret)
+                self._refusals = 0
                 return connection, {held.id: None for held in saved.streams.values()}, "resumed"
             except (Refused, Corrupt):
                 await connection.close(keep_session=True)
             except BaseException:
+                self._refusals += connection.opened  # some servers hang up on a session that they do not know
                 await connection.close(keep_session=True)
                 raise
+        self._refusals = 0
         connection = self._connection()
         try:
             await connection.connect()
@@ -259,8 +235,11 @@ class SourceRunner:
         return connection, alive, "transferred" if alive else "created"
 
     async def _transfer(self, connection: Connection, saved: Saved | None) -> dict[int, tuple[int, ...] | None]:
-        """Take former subscriptions into a new session, where the server lets us."""
-        if saved is None or not saved.streams:
+        """Take former subscriptions into a new session, where the server lets us.
+
+        In another run of the server the same ids may be somebody else's subscriptions.
+        """
+        if saved is None or not saved.streams or not same_run(await connection.server_facts(), saved):
             return {}
         return dict(await connection.transfer([held.id for held in saved.streams.values()]))
 
@@ -304,14 +283,19 @@ class SourceRunner:
         after = await self._browse(connection, facts, before.roots)
         if after.tags != before.tags:
             self._on_tags()
-            if _identities(after) != _identities(before):
+            gone = _identities(before) - _identities(after)
+            find = self._ingest.journal.tags.find
+            self._vanished |= {handle for identity in gone if (handle := find(identity)) is not None}
+            if gone or _identities(after) != _identities(before):
                 raise Unavailable("the server's nodes have changed; subscribing to the new set")
         await asyncio.Event().wait()
 
-    def _use(self, model: Model) -> None:
-        """Make plans of the tags, and a machine for each stream."""
+    def _use(self, model: Model, saved: Saved | None, alive: Collection[int]) -> None:
+        """Make plans of the tags; streams that are no longer planned and still subscribed retire."""
         journal = self._ingest.journal
         self.streams = {p.id: p for p in plans.plan(self.config, model.uri, model.tags)}
+        former = saved.streams.items() if saved is not None else ()
+        self.retiring = {s: LAST_RESPONSES for s, held in former if s not in self.streams and held.id in alive}
         handles = [journal.tags.find(i.tag.identity) for p in self.streams.values() for i in p.items]
         self.handles = {h for h in handles if h is not None}
         self.status.uri, self.status.tags = model.uri, len(self.handles)
@@ -327,31 +311,55 @@ class SourceRunner:
         self._resuming, self._work = set(), asyncio.Queue()
         await self._backfiller.begin(self.streams)
         self.status.refused = {}
+        self._mute = set()
+        former = dict(saved.streams) if saved is not None else {}
         for p in self.streams.values():
-            position = read_position(await self._fact(position_name(p.id)))
-            self._ingest.add_stream(p.id, position, self._ingest.journal.tags.identities.__getitem__)
-            held = saved.streams.get(p.id) if saved is not None else None
-            machine = self._ingest.sampler(p.id)
-            position = machine.position if machine is not None else None
+            held = former.get(p.id)
+            position = await self._machine(p.id)
             if held is not None and held.id in alive:
                 resumed = position is not None and position.subscription == held.id
                 available = alive.pop(held.id)
             else:
                 held, resumed, available = await self._create(connection, p, facts), False, None
             streams[p.id] = held
-            self._by_subscription[held.id] = p.id
-            self._heard[p.id] = time.monotonic()
-            if resumed:
-                self._resuming.add(p.id)
-            self._ingest.event(p.id, sampler.Subscribed(held.id, facts.start_ticks, resumed, reason, available))
+            self._take_up(p.id, held, sampler.Subscribed(held.id, facts.start_ticks, resumed, reason, available))
             log("stream.resumed" if resumed else "stream.subscribed", stream=p.id, tags=len(p.items))
-        for left in alive:
-            await connection.delete_subscription(left)
+        for stream in list(self.retiring):  # after the new ones exist, so that nothing falls between the two
+            held, position = former[stream], await self._machine(stream)
+            if position is not None and position.subscription == held.id:
+                streams[stream], available = held, alive.pop(held.id)
+                self._take_up(stream, held, sampler.Subscribed(held.id, facts.start_ticks, True, reason, available))
+            else:
+                del self.retiring[stream]
+        for left in [*alive, *(saved.dead if saved is not None else ())]:
+            with contextlib.suppress(Refused):
+                await connection.delete_subscription(left)
+        if self._vanished and self.streams:
+            self._ingest.refused(next(iter(self.streams)), dict.fromkeys(self._vanished, BAD_NODE_ID_UNKNOWN), 0)
+            self._vanished = set()
         self._first = False
         self._resumed.clear()
         if not self._resuming:
             self._resumed.set()
         return streams
+
+    async def _machine(self, stream: str) -> sampler.Position | None:
+        """See that a stream has a machine; return where that stands once all that has arrived is carried out."""
+        if self._ingest.sampler(stream) is None:
+            position = read_position(await self._fact(position_name(stream)))
+            self._ingest.add_stream(stream, position, self._ingest.journal.tags.identities.__getitem__)
+        machine = self._ingest.sampler(stream)
+        assert machine is not None
+        await self._call(lambda _journal: None)
+        return machine.position
+
+    def _take_up(self, stream: str, held: Held, event: sampler.Subscribed) -> None:
+        self._by_subscription[held.id] = stream
+        self._heard[stream] = time.monotonic()
+        if event.resumed:
+            self._resuming.add(stream)
+            self._mute.add(stream)
+        self._ingest.event(stream, event)
 
     async def _create(self, connection: Connection, p: Plan, facts: ServerFacts) -> Held:
         """Create a subscription with its items; what the server refuses goes Bad and is reported."""
@@ -375,6 +383,7 @@ class SourceRunner:
             journal.save_stream(stream)
 
         await self._call(keep)
+        self._acks.forget(made.id)  # in a new run of the server, ids and numbers begin anew
         if made.refused:
             self._refuse(p, made.refused, made.response_ticks)
         return Held(made.id, made.publishing_ms, made.keep_alive_count)
@@ -385,11 +394,6 @@ class SourceRunner:
         self.status.refused |= {tags[h].path or tags[h].node: f"0x{code:08X}" for h, code in refused.items()}
         self._ingest.refused(p.id, refused, ticks)
         log("stream.items_refused", stream=p.id, tags=len(refused), first=next(iter(self.status.refused)))
-
-    async def _save(self, connection: Connection, facts: ServerFacts, streams: dict[str, Held]) -> None:
-        saved = Saved(facts.uri, self.config.endpoint, facts.start_ticks, connection.session_secret(), streams)
-        data = msgspec.msgpack.encode(saved)
-        await self._call(lambda journal: journal.save_session(self.config.name, data))
 
     # Pumps
 
@@ -431,7 +435,7 @@ class SourceRunner:
         if refused.name == "BadTooManyPublishRequests" and self._pumps > 1:
             self._pumps -= 1
         elif refused.name in NO_SUBSCRIPTION:
-            raise Gone(f"Publish was refused: {refused.name}") from refused
+            raise Gone(f"Publish was refused: {refused.name}", set(self._by_subscription.values())) from refused
         elif refused.name not in ("BadTimeout", "BadRequestTimeout"):
             raise Unavailable(f"Publish was refused: {refused.name}") from refused
 
@@ -441,10 +445,14 @@ class SourceRunner:
             return  # not ours (yet): neither stored nor acknowledged
         self._acks.available(message.subscription, message.available)
         self._heard[stream] = self.status.last_message = time.monotonic()
-        self._resumed_silent = False
+        self._mute.discard(stream)
         if message.status_change is not None:
-            raise Gone(f"the server ended the subscription: status 0x{message.status_change:08X}")
+            raise Gone(f"the server ended the subscription: status 0x{message.status_change:08X}", {stream})
         self._ingest.message(stream, message)
+        if self.retiring.get(stream) and not message.more:
+            self.retiring[stream] -= 1
+            if not self.retiring[stream]:
+                self._work.put_nowait((stream, _Delete(message.subscription)))
 
     async def _watch(self) -> None:
         """Suspect a subscription that is silent for longer than its keep-alive allows."""
@@ -459,9 +467,8 @@ class SourceRunner:
                     continue
                 limit = SILENCE_FACTOR * p.keep_alive_count() * p.publishing_ms / 1000 + 1.0
                 if time.monotonic() - heard > limit:
-                    raise (Gone if self._resumed_silent else Unavailable)(
-                        f"stream {stream} was silent for more than {limit:.1f} s"
-                    )
+                    what = f"stream {stream} was silent for more than {limit:.1f} s"
+                    raise Gone(what, {stream}) if stream in self._mute else Unavailable(what)
 
     # What machines ask for
 
@@ -471,6 +478,17 @@ class SourceRunner:
             stream, effect = await self._work.get()
             if isinstance(effect, sampler.Republish):
                 await self._republish(connection, stream, effect)
+            elif isinstance(effect, _Delete):
+                await self._retire(connection, stream, effect.subscription)
+
+    async def _retire(self, connection: Connection, stream: str, subscription: int) -> None:
+        """Its successors deliver: give up the subscription of a stream that is no longer planned."""
+        del self._by_subscription[subscription]
+        await self._sessions.forget({stream})
+        with contextlib.suppress(Refused):
+            await connection.delete_subscription(subscription)
+        self._ingest.event(stream, sampler.Stopped())
+        log("stream.retired", stream=stream)
 
     async def _republish(self, connection: Connection, stream: str, effect: sampler.Republish) -> None:
         if effect.subscription not in self._by_subscription:
@@ -479,7 +497,7 @@ class SourceRunner:
             body = await connection.republish(effect.subscription, effect.sequence)
         except Refused as refused:
             if refused.name in NO_SUBSCRIPTION:
-                raise Gone(f"Republish was refused: {refused.name}") from refused
+                raise Gone(f"Republish was refused: {refused.name}", {stream}) from refused
             body = None
         if body is None:
             self._ingest.event(stream, sampler.NotAvailable(effect.sequence))
@@ -529,7 +547,7 @@ def pause_s(error: MirrorError, failures: int) -> float:
     every moment between its return and the new subscription is lost, and an attempt costs it nothing.
     """
     patient = BACKOFF_S[min(failures, len(BACKOFF_S) - 1)]
-    answered = isinstance(error, Refused) or not isinstance(error, Unavailable)
+    answered = isinstance(error, Refused | Gone) or not isinstance(error, Unavailable)
     return patient if answered else min(patient, AWAY_S)
 
 
