@@ -319,6 +319,9 @@ class Rig:
 
     def forget_session(self) -> None:
         """Drop what the journal knows of sessions, as if the server had forgotten them; the gateway is down."""
+        if self._reader is not None:  # another SQLite closing the file would end the locks of this process
+            self._reader.close()
+            self._reader = None
         with contextlib.closing(sqlite3.connect(self.path)) as db, db:
             db.execute("DELETE FROM session")
 

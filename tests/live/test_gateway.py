@@ -7,9 +7,11 @@ of the gap ledger, and where a fault is shorter than the server's memory nothing
 from __future__ import annotations
 
 import json
+import os
 import random
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,14 @@ import pytest
 from demo.servers import Weed
 from mirror.coverage import Closure, Reason
 from tests.live.gateways import Rig, Verdict
+from tests.live.proxy import Proxy
 from tests.live.servers import AsyncuaServer, Counters, Mosquitto, NodeServer
-from tests.live.subscriber import Subscriber
+from tests.live.subscriber import Heard, Subscriber
 
 NODES = 20
 RATE_HZ = 10.0
+OUTAGE_S = float(os.environ.get("EDGEMIRROR_TEST_OUTAGE_S", "5"))
+DELAY_S_MAX = 3.0  # on a machine whose two cores are busy; what is usual is printed
 BOTH = pytest.mark.parametrize("kind", [NodeServer, AsyncuaServer])
 
 
@@ -42,9 +47,11 @@ def show(what: str, verdict: Verdict, **more: object) -> None:
     print(json.dumps({"test": what, **verdict.figures(), **more}))
 
 
-def nothing_lost(verdict: Verdict) -> None:
+def nothing_lost(verdict: Verdict, *, repeats: int = 0) -> None:
+    """Check that all is there; `repeats`: how often the server may have sent its current values again."""
     assert verdict.undeclared == []
-    assert (verdict.lost, verdict.duplicates, verdict.overlaps, verdict.foreign) == (0, 0, 0, 0), verdict
+    assert (verdict.lost, verdict.overlaps, verdict.foreign) == (0, 0, 0), verdict
+    assert verdict.duplicates <= repeats * NODES
 
 
 def all_in_the_bucket(rig: Rig) -> None:
@@ -55,13 +62,23 @@ def all_in_the_bucket(rig: Rig) -> None:
     assert rows == rig.look().rows
 
 
+def arrived(heard: Subscriber, values: dict[int, int]) -> None:
+    """Wait until a subscriber has been told a value of each counter."""
+
+    def tells(heard: Heard, node: int, value: int) -> bool:
+        return heard.topic.endswith(f"/c{node}") and heard.value["value"] == value
+
+    for node, value in values.items():
+        heard.wait(partial(tells, node=node, value=value))
+
+
 @BOTH
 def test_everything_produced_arrives_in_journal_bucket_and_broker(
     kind: type[Counters], tmp_path: Path, store: Weed, broker: Mosquitto
 ) -> None:
     with (
         kind(tmp_path / "server", nodes=NODES) as server,
-        Subscriber(broker.port, f"uns/v1/acme/live/area/line/#") as heard,
+        Subscriber(broker.port, "uns/v1/acme/live/area/line/#") as heard,
         Rig(tmp_path / "rig", server, store=store, broker=broker) as rig,
     ):
         rig.live()
@@ -73,8 +90,7 @@ def test_everything_produced_arrives_in_journal_bucket_and_broker(
         nothing_lost(verdict)
         assert verdict.gaps == []
         all_in_the_bucket(rig)
-        for node, value in rig.now().items():
-            heard.wait(lambda h: h.topic.endswith(f"/c{node}") and h.value["value"] == value)
+        arrived(heard, rig.now())
 
 
 @BOTH
@@ -100,7 +116,7 @@ def test_killed_at_any_moment_and_started_again_it_loses_nothing(
         show(f"kill -9, {kind.__name__}", verdict, seed=seed, start_to_fresh_s=resumed)
         nothing_lost(verdict)
         assert verdict.gaps == []
-        assert [e["event"] for e in rig.events("source.connected")] and len(rig.events("stream.resumed")) == 3
+        assert len(rig.events("stream.resumed")) == 3
         all_in_the_bucket(rig)
 
 
@@ -126,3 +142,244 @@ def test_a_server_that_crashes_costs_only_what_no_subscription_saw(kind: type[Co
         assert verdict.undeclared == []
         assert [gap.reason for gap in verdict.gaps] == [Reason.SERVER_RESTART]
         assert (verdict.overlaps, verdict.foreign) == (0, 0)
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["alive", "killed"])
+def test_a_store_that_is_away_delays_nothing_and_gets_everything_later(kill: bool, tmp_path: Path, store: Weed) -> None:
+    with (
+        NodeServer(tmp_path / "server", nodes=NODES) as server,
+        Proxy(store.port) as way,
+        Rig(tmp_path / "rig", server, store=store, store_port=way.port) as rig,
+    ):
+        rig.live()
+        server.run(RATE_HZ)
+        rig.drained()
+        way.cut()
+        until = time.monotonic() + OUTAGE_S
+        delays = []
+        while time.monotonic() < until:
+            delays.append(rig.fresh_s())
+            if kill and len(delays) == 1:
+                rig.kill()
+                rig.start()
+                rig.grown(1)
+        waiting = rig.backlog()
+        way.heal()
+        back = time.monotonic()
+        rig.until(lambda: rig.backlog() < waiting / 4, "the backlog pushed")
+        drain_s = round(time.monotonic() - back, 3)
+        rig.settle()
+        verdict = rig.verdict()
+        show(
+            f"store away, killed: {kill}", verdict, backlog=waiting, drain_s=drain_s, delay_s_max=round(max(delays), 3)
+        )
+        nothing_lost(verdict)
+        assert verdict.gaps == []
+        assert waiting > NODES * RATE_HZ * OUTAGE_S / 2
+        assert max(delays) < DELAY_S_MAX
+        all_in_the_bucket(rig)
+
+
+def test_a_broker_that_forgot_everything_is_told_everything_again(tmp_path: Path) -> None:
+    topic = "uns/v1/acme/live/#"
+    with (
+        NodeServer(tmp_path / "server", nodes=NODES) as server,
+        Mosquitto(tmp_path / "broker") as broker,
+        Rig(tmp_path / "rig", server, broker=broker) as rig,
+    ):
+        rig.live()
+        server.run(RATE_HZ)
+        with Subscriber(broker.port, topic) as heard:
+            heard.on("/online", b"online")
+            before = heard.latest()
+        broker.kill()
+        for kept in (tmp_path / "broker").glob("*.db"):
+            kept.unlink()
+        delays = [rig.fresh_s() for _ in range(5)]
+        rig.settle()
+        broker.start()
+        back = time.monotonic()
+        with Subscriber(broker.port, topic) as heard:
+            arrived(heard, rig.now())
+            again_s = round(time.monotonic() - back, 3)
+            assert set(before) <= set(heard.latest())
+        verdict = rig.verdict()
+        show("broker restart", verdict, again_s=again_s, delay_s_max=round(max(delays), 3))
+        nothing_lost(verdict)
+        assert max(delays) < DELAY_S_MAX
+
+
+def test_a_broker_that_answers_nothing_stalls_nothing(tmp_path: Path, broker: Mosquitto) -> None:
+    with (
+        NodeServer(tmp_path / "server", nodes=NODES) as server,
+        Proxy(broker.port) as way,
+        Rig(tmp_path / "rig", server, broker=broker, broker_port=way.port) as rig,
+    ):
+        rig.live()
+        server.run(RATE_HZ)
+        rig.until(lambda: bool(rig.events("mqtt.connected")), "the broker connected")
+        way.stall()
+        delays = [rig.fresh_s() for _ in range(20)]
+        rig.settle()
+        way.flow()
+        with Subscriber(broker.port, "uns/v1/acme/live/#") as heard:
+            arrived(heard, rig.now())
+        verdict = rig.verdict()
+        show("broker stalled", verdict, delay_s_max=round(max(delays), 3))
+        nothing_lost(verdict)
+        assert max(delays) < DELAY_S_MAX
+
+
+@BOTH
+def test_a_connection_that_breaks_for_less_than_the_session_lives_costs_nothing(
+    kind: type[Counters], tmp_path: Path
+) -> None:
+    with (
+        kind(tmp_path / "server", nodes=NODES) as server,
+        Proxy(server.port) as way,
+        Rig(tmp_path / "rig", server, server_port=way.port) as rig,
+    ):
+        rig.live()
+        server.run(RATE_HZ)
+        rig.grown(2)
+        resumed: dict[str, float] = {}
+
+        def after(fault: str) -> None:
+            back = time.monotonic()
+            rig.live()
+            resumed[fault] = round(time.monotonic() - back, 3)
+            rig.grown(3)
+
+        way.reset()
+        after("reset")
+        way.cut()
+        time.sleep(1.5)  # the length of the fault, here and below
+        way.heal()
+        after("cut 1.5 s")
+        way.stall()
+        time.sleep(2.0)
+        way.flow()
+        after("stalled 2 s")
+        way.stall()
+        rig.until(lambda: len(rig.events("source.lost")) == 3, "the silence noticed")
+        way.flow()
+        after("stalled until noticed")
+        way.strand()
+        after("stranded")
+        rig.settle()
+        verdict = rig.verdict()
+        show(f"connection, {kind.__name__}", verdict, resume_s=resumed)
+        nothing_lost(verdict, repeats=len(resumed))  # node-opcua sends some again when a session is taken up
+        assert verdict.gaps == []
+        assert len(rig.events("stream.subscribed")) == 1
+
+
+def test_a_connection_away_for_longer_than_the_session_lives_costs_what_the_ledger_says(tmp_path: Path) -> None:
+    with (
+        NodeServer(tmp_path / "server", nodes=NODES) as server,
+        Proxy(server.port) as way,
+        Rig(tmp_path / "rig", server, server_port=way.port, session_timeout_s=10) as rig,
+    ):
+        rig.live()
+        server.run(RATE_HZ)
+        rig.grown(2)
+        way.cut()
+        rig.until(lambda: server.facts()["subscriptions"] == 0, "the server gave up the subscription")
+        way.heal()
+        back = time.monotonic()
+        rig.live()
+        resume_s = round(time.monotonic() - back, 3)
+        rig.settle()
+        verdict = rig.verdict()
+        show("connection away for longer", verdict, resume_s=resume_s)
+        assert verdict.undeclared == []
+        assert verdict.lost > 0
+        assert [gap.reason for gap in verdict.gaps] == [Reason.DISCONNECTED]
+        assert verdict.gaps[0].closed_by is Closure.LOST
+
+
+def test_a_gap_is_filled_from_the_servers_history(tmp_path: Path, store: Weed) -> None:
+    with (
+        NodeServer(tmp_path / "server", nodes=NODES, history=5000) as server,
+        Rig(tmp_path / "rig", server, store=store, history="true") as rig,
+    ):
+        rig.live()
+        server.run(RATE_HZ)
+        rig.grown(3)
+        rig.kill()
+        rig.forget_session()
+        rig.start()
+        rig.grown(1)
+        rig.until(lambda: bool(rig.gaps()) and all(g.closed_by for g in rig.gaps()), "the gap closed")
+        rig.settle()
+        verdict = rig.verdict()
+        show("history", verdict)
+        assert [(g.reason, g.closed_by) for g in verdict.gaps] == [(Reason.GATEWAY_DOWN, Closure.HISTORY)]
+        assert (verdict.lost, verdict.overlaps, verdict.foreign) == (0, 0, 0)
+        all_in_the_bucket(rig)
+
+
+def test_a_node_that_is_gone_goes_bad_and_the_others_live_on(tmp_path: Path) -> None:
+    with NodeServer(tmp_path / "server", nodes=NODES) as server, Rig(tmp_path / "rig", server) as rig:
+        rig.live()
+        server.run(RATE_HZ)
+        rig.grown(2)
+        rig.kill()
+        rig.forget_session()
+        server.delete(3)
+        rig.start()
+        rig.until(lambda: bool(rig.events("stream.items_refused")), "the node refused")
+        rig.until(lambda: 3 in rig.look().bad, "the node bad")
+        assert rig.seen.bad[3] == 0x80340000
+        least = {node: value + 5 for node, value in rig.seen.newest.items() if node != 3}
+        rig.until(lambda: rig.has(least), "the others alive")
+        server.pause()
+        least = rig.now()
+        del least[3]
+        rig.until(lambda: rig.has(least), "the others up to date")
+        verdict = rig.verdict(without=[3])
+        show("node gone", verdict)
+        assert verdict.undeclared == []
+        assert (verdict.overlaps, verdict.foreign) == (0, 0)
+
+
+@BOTH
+def test_stopped_in_order_and_started_again_it_loses_nothing(kind: type[Counters], tmp_path: Path) -> None:
+    with kind(tmp_path / "server", nodes=NODES) as server, Rig(tmp_path / "rig", server) as rig:
+        rig.live()
+        server.run(RATE_HZ)
+        rig.grown(2)
+        assert rig.stop() == 0
+        rig.start()
+        rig.grown(2)
+        assert rig.process is not None
+        rig.process.freeze()
+        time.sleep(3.0)  # the length of the fault
+        rig.process.thaw()
+        back = time.monotonic()
+        rig.live()
+        thawed_s = round(time.monotonic() - back, 3)
+        rig.settle()
+        verdict = rig.verdict()
+        show(f"stopped and frozen, {kind.__name__}", verdict, thawed_to_fresh_s=thawed_s)
+        nothing_lost(verdict)
+        assert verdict.gaps == []
+
+
+def test_a_queue_that_runs_over_is_declared_tag_by_tag(tmp_path: Path) -> None:
+    with NodeServer(tmp_path / "server", nodes=NODES) as server, Rig(tmp_path / "rig", server, queue_size=10) as rig:
+        rig.live()
+        server.run(RATE_HZ)
+        rig.grown(2)
+        assert rig.process is not None
+        rig.process.freeze()
+        time.sleep(3.0)  # the length of the fault: three messages wait at the gateway, ten values in each queue
+        rig.process.thaw()
+        rig.live()
+        rig.settle()
+        verdict = rig.verdict()
+        show("overflow", verdict)
+        assert verdict.undeclared == []
+        assert verdict.lost > 0
+        assert {gap.reason for gap in verdict.gaps} == {Reason.OVERFLOW}
+        assert (verdict.duplicates, verdict.overlaps, verdict.foreign) == (0, 0, 0)
