@@ -238,7 +238,7 @@ def untold(gaps: Iterable[Gap], told: Mapping[str, str]) -> tuple[list[Gap], lis
 
     Args:
         gaps: The journal's ledger.
-        told: Gap id -> how far the log knows it (`mirror.prefix.Saved.told`).
+        told: Gap id -> its extent as the log knows it, or `closed` (`mirror.prefix.Saved.told`).
     """
     new: list[Gap] = []
     closed: list[Closing] = []
@@ -246,7 +246,7 @@ def untold(gaps: Iterable[Gap], told: Mapping[str, str]) -> tuple[list[Gap], lis
         known = told.get(gap.id)
         if known == "closed" or len(new) >= GAPS_MAX or len(closed) >= GAPS_MAX:
             continue
-        if known is None or (known == "open" and gap.end is not None):
+        if known != gap.extent:
             new.append(Gap(gap.id, gap.stream, gap.timeline, gap.start, gap.reason, gap.end, gap.tags))
         if gap.closed_by is not None:
             closed.append(Closing(gap.id, Closure(gap.closed_by), gap.closed_reason, gap.end))

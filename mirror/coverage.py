@@ -260,13 +260,30 @@ class Gap(msgspec.Struct, frozen=True, omit_defaults=True):
     closed_by: Closure | None = None
     closed_reason: str = ""
 
+    @property
+    def extent(self) -> str:
+        """Return what differs when the same gap has become longer or concerns more tags."""
+        return "open" if self.end is None else f"{self.end} {'all' if self.tags is None else len(self.tags)}"
+
     @staticmethod
     def opened(
-        stream: str, timeline: str, start: int, reason: Reason, *, end: int | None = None, tags: list[str] | None = None
+        stream: str,
+        timeline: str,
+        start: int,
+        reason: Reason,
+        *,
+        end: int | None = None,
+        tags: list[str] | None = None,
+        found: int | None = None,
     ) -> Gap:
-        """Return an open gap with its deterministic id: 16 hex digits over stream, timeline, start, reason, tags."""
+        """Return an open gap with its deterministic id: 16 hex digits over stream, timeline, start, reason, tags.
+
+        Args:
+            stream, timeline, start, reason, end, tags: As in the gap.
+            found: A publish time that tells it from an earlier, closed one that began alike; part of the id.
+        """
         tags = None if tags is None else sorted(tags)
-        name = msgspec.json.encode([stream, timeline, start, reason, tags])
+        name = msgspec.json.encode([stream, timeline, start, reason, tags] + ([] if found is None else [found]))
         return Gap(hashlib.sha256(name).hexdigest()[:16], stream, timeline, start, reason, end, tags)
 
 

@@ -96,7 +96,7 @@ class Prefix:
         at.keys.update(header.keys)
         at.facts = header.facts_sha256 or at.facts
         for gap in header.gaps:
-            at.told[gap.id] = "open" if gap.end is None else "ended"
+            at.told[gap.id] = gap.extent
         for closing in header.closures:
             at.told[closing.gap] = "closed"
         for claim in header.intervals:

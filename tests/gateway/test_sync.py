@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from gateway.sync import (
     DAY_S,
@@ -229,12 +230,19 @@ def test_a_gap_is_told_when_found_when_ended_and_when_closed_and_then_no_more():
     assert untold([gap], {gap.id: "open"}) == ([], [])
     ended = Gap.opened("s", "1-1", 5, Reason.MISSED, end=9)
     assert untold([ended], {gap.id: "open"}) == ([ended], [])
-    assert untold([ended], {gap.id: "ended"}) == ([], [])
+    assert untold([ended], {gap.id: ended.extent}) == ([], [])
     closed = Gap(gap.id, "s", "1-1", 5, Reason.MISSED, 9, None, Closure.HISTORY, "as asked")
     closing = Closing(gap.id, Closure.HISTORY, "as asked", 9)
-    assert untold([closed], {gap.id: "ended"}) == ([], [closing])
+    assert untold([closed], {gap.id: ended.extent}) == ([], [closing])
     assert untold([closed], {}) == ([ended], [closing]), "found, ended and closed between two segments"
     assert untold([closed], {gap.id: "closed"}) == ([], [])
+
+
+def test_a_gap_that_became_longer_or_wider_is_told_again():
+    gap = Gap.opened("s", "1-1", 5, Reason.OVERFLOW, end=9, tags=["x"])
+    for later in (replace(gap, end=12), replace(gap, tags=["x", "y"])):
+        assert untold([later], {gap.id: gap.extent}) == ([later], [])
+        assert untold([later], {gap.id: later.extent}) == ([], [])
 
 
 def test_gaps_are_told_in_portions():

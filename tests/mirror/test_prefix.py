@@ -48,10 +48,10 @@ def test_a_saved_prefix_comes_back_whole_and_goes_on(prefix: Prefix):
     again = Prefix.load(prefix.save())
     assert again.at == prefix.at
     assert again.promise.claims() == [claim]
-    assert (again.at.seq, again.at.facts, again.at.told) == (2, "ff", {gap.id: "ended"})
+    assert (again.at.seq, again.at.facts, again.at.told) == (2, "ff", {gap.id: gap.extent})
     grow(again, after(again, closures=(Closing(gap.id, Closure.HISTORY),)))
     assert again.at.told == {gap.id: "closed"}
-    assert prefix.at.told == {gap.id: "ended"}, "two prefixes share nothing"
+    assert prefix.at.told == {gap.id: gap.extent}, "two prefixes share nothing"
 
 
 def test_a_prefix_saved_without_its_promise_takes_the_one_kept_elsewhere(prefix: Prefix):
