@@ -19,6 +19,7 @@ Source: OPC UA Part 4, 5.13.1.1 (sequence numbers), 5.14.1.2 (keep-alive), 5.14.
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -238,7 +239,9 @@ class Sampler:
     counts: dict[str, int] = field(default_factory=dict)
     _held: dict[int, Delivered] = field(default_factory=dict)
     _alive: tuple[int, int] | None = None  # the newest keep-alive: (number it announces, time)
-    _missing: set[int] = field(default_factory=set)
+    _missing: set[int] = field(default_factory=set)  # known to be unavailable; their turn has not come
+    _given_up: deque[int] = field(default_factory=deque)  # missing ones whose turn has come; they may still arrive
+    _lost: bool = False  # some were given up since the last one taken: the next one ends a gap
     _asked: set[int] = field(default_factory=set)
     _hole_age: int = 0
     _mode: _Mode = _Mode.LIVE
@@ -254,7 +257,7 @@ class Sampler:
         """Return a copy to go back to when the transaction could not be made durable."""
         twin = copy.copy(self)
         twin._held, twin._missing, twin._asked = dict(self._held), set(self._missing), set(self._asked)
-        twin.counts = dict(self.counts)
+        twin._given_up, twin.counts = self._given_up.copy(), dict(self.counts)
         return twin
 
     def step(self, event: Event) -> list[Effect]:
@@ -272,7 +275,7 @@ class Sampler:
     # Subscriptions
 
     def _subscribed(self, event: Subscribed) -> list[Effect]:
-        effects = [] if event.resumed else self._stop()
+        effects = self._end_overflow() if event.resumed else self._stop()
         self._clear()  # what is held was never acknowledged: on a resume it comes again
         self.subscription = event.subscription
         here = self.position
@@ -310,6 +313,8 @@ class Sampler:
         self._held.clear()
         self._missing.clear()
         self._asked.clear()
+        self._given_up.clear()
+        self._lost = False
         self._alive, self._break, self._mode, self._hole_age = None, None, _Mode.LIVE, 0
         self.expected = self.subscription = 0
 
@@ -341,17 +346,32 @@ class Sampler:
             if ahead < WRAP // 2:
                 self._alive = (event.sequence, self._time(event))
         elif ahead >= WRAP // 2:
-            self._count("repeated")
-            return [Acknowledge(self.subscription, event.sequence)]
+            return self._again(event)
         else:
             self._held.setdefault(event.sequence, event)
             self._asked.discard(event.sequence)
+            self._missing.discard(event.sequence)
             if event.republished:
                 self._count("republished")
         effects = self._release()
         if self._mode is _Mode.PROBE and event.republished:
             return effects + self._probe(after(event.sequence))
         return effects + self._live_again() + self._ask(event)
+
+    def _again(self, event: Delivered) -> list[Effect]:
+        """A number that has had its turn comes twice, or was given up and comes after all: its rows are kept."""
+        acknowledge = Acknowledge(self.subscription, event.sequence)
+        if event.sequence not in self._given_up or event.undecodable:
+            self._count("repeated")
+            return [acknowledge]
+        here = self.position
+        if here is None or self._break is not None:
+            return []  # there is no time yet to store it under; it stays at the server
+        self._count("late")
+        self._given_up.remove(event.sequence)
+        self.position = replace(here, cursor=here.cursor + 1)
+        store = Store(event.ref, event.sequence, here.timeline, here.cursor, here.cursor + 1)
+        return [store, acknowledge, Progress(self.position)]
 
     def _probe(self, sequence: int) -> list[Effect]:
         """After a resume: ask for one message after the other until the server has no more."""
@@ -392,7 +412,9 @@ class Sampler:
         effects: list[Effect] = []
         too_many = len(self._held) >= HELD_MAX or len(hole) >= HOLE_MAX
         for number in hole:
-            if too_many or (event.available and number not in event.available):
+            # What the server made after this response is not in its list.
+            told = event.available if distance(number, event.sequence) < WRAP // 2 else None
+            if too_many or (told and number not in told):
                 self._missing.add(number)
             elif number not in self._asked:
                 self._asked.add(number)
@@ -415,13 +437,10 @@ class Sampler:
     def _release(self, *, final: bool = False) -> list[Effect]:
         """Store what is in order now, and extend or break what is claimed."""
         effects: list[Effect] = []
-        lost = False
-        moved = False
+        done = 0
         while True:
             if self.expected in self._missing:
-                self._missing.discard(self.expected)
-                self.expected = after(self.expected)
-                lost = True
+                self._give_up()
                 continue
             message = self._held.get(self.expected)
             if message is not None:
@@ -429,24 +448,28 @@ class Sampler:
                 if when is None:
                     break
                 del self._held[self.expected]
-                self.expected = after(self.expected)
-                effects += self._take(message, *when, lost=lost)
-                lost, moved = False, True
+                done, self.expected = self.expected, after(self.expected)
+                effects += self._take(message, *when)
                 continue
             if self._alive is not None and self._alive[0] == self.expected:
-                effects += self._advance(self._alive[1], lost=lost)
-                self._alive, lost, moved = None, False, True
+                effects += self._advance(self._alive[1])
+                done, self._alive = self._before(self.expected), None
             break
-        if lost:
-            self._missing.add(self._before(self.expected))  # the break is told when its end is known
-            self.expected = self._before(self.expected)
-        if moved and self.position is not None:
-            done = self._before(self.expected)
+        if done and self.position is not None:
             self.position = replace(self.position, sequence=done, subscription=self.subscription)
             effects.append(Progress(self.position))
         return effects
 
-    def _take(self, message: Delivered, ticks: int, whole: bool, *, lost: bool) -> list[Effect]:
+    def _give_up(self) -> None:
+        """The next number will not come: go on behind it."""
+        self._missing.discard(self.expected)
+        self._asked.discard(self.expected)
+        self._given_up.append(self.expected)
+        if len(self._given_up) > HELD_MAX:
+            self._given_up.popleft()
+        self.expected, self._lost = after(self.expected), True
+
+    def _take(self, message: Delivered, ticks: int, whole: bool) -> list[Effect]:
         """Store one message whose turn it is; `whole`: the server had nothing more to send then."""
         effects = self._begin(ticks) if self._break else []
         effects += self._new_timeline_if_back(ticks)
@@ -454,28 +477,29 @@ class Sampler:
         assert here is not None
         ticks = max(ticks, here.cursor + 1)
         if message.overflow:
-            effects += self._overflowed(here.timeline, here.covered, ticks, message.overflow)
+            effects += self._overflowed(here, ticks, message.overflow)
         else:
             effects += self._end_overflow()
         if not message.undecodable:
             effects.append(Store(message.ref, message.sequence, here.timeline, here.cursor, ticks))
         effects.append(Acknowledge(self.subscription, message.sequence))
         self.position = replace(here, cursor=ticks)
-        if lost or message.undecodable:
-            return effects + self._break_at(ticks, Reason.MISSED if lost else Reason.UNDECODABLE)
+        if self._lost or message.undecodable:
+            return effects + self._break_at(ticks, Reason.MISSED if self._lost else Reason.UNDECODABLE)
         if self.axis is Axis.NONE:
             return effects + self._hold(here.timeline, here.start, ticks)
         return effects + self._claim(ticks) if whole else effects
 
-    def _advance(self, ticks: int, *, lost: bool) -> list[Effect]:
+    def _advance(self, ticks: int) -> list[Effect]:
         """A keep-alive with the next number: the server has had nothing to say until then."""
         effects = self._begin(ticks) if self._break else []
         effects += self._new_timeline_if_back(ticks)
+        effects += self._end_overflow()
         assert self.position is not None
         if self.axis is Axis.NONE:
             return effects
         ticks = max(ticks, self.position.cursor)
-        if lost:
+        if self._lost:
             self.position = replace(self.position, cursor=ticks)
             return effects + self._break_at(ticks, Reason.MISSED)
         return effects + self._claim(ticks)
@@ -495,6 +519,7 @@ class Sampler:
         """Messages before `ticks` are missing: declare the gap, claim anew from there."""
         here = self.position
         assert here is not None
+        self._lost = False
         self._count(reason)
         effects = self._gap(here.timeline, here.covered, ticks, reason)
         effects += self._hold(here.timeline, here.covered, ticks)
@@ -523,14 +548,16 @@ class Sampler:
         gap = Gap.opened(self.stream, timeline, start, reason, end=end)
         return [OpenGap(gap), Backfill(gap)]
 
-    def _overflowed(self, timeline: str, start: int, end: int, handles: Iterable[int]) -> list[Effect]:
+    def _overflowed(self, here: Position, end: int, handles: Iterable[int]) -> list[Effect]:
         """Declare or widen the gap of the tags whose queue ran over; a run of overflows is one row."""
         self._count("overflow")
         effects: list[Effect] = []
         tags = {self.identity(h) for h in handles}
-        if self._overflow is not None and self._overflow.timeline != timeline:
+        if self._overflow is not None and self._overflow.timeline != here.timeline:
             effects = self._end_overflow()
-        gap = self._overflow or Gap.opened(self.stream, timeline, start, Reason.OVERFLOW, tags=sorted(tags))
+        gap = self._overflow or Gap.opened(
+            self.stream, here.timeline, here.covered, Reason.OVERFLOW, tags=sorted(tags), found=here.cursor
+        )
         self._overflow = msgspec.structs.replace(gap, end=end, tags=sorted(tags | set(gap.tags or ())))
         return [*effects, OpenGap(self._overflow)]
 
@@ -565,19 +592,21 @@ class Sampler:
         would claim too much.
         """
         ticks = self._time(message)
-        if not message.republished or self.axis is Axis.PUBLISH:
+        if not message.republished:
             return ticks, not message.more
+        if self.axis is Axis.PUBLISH:
+            return ticks, False  # the answer to a Republish does not tell whether there was more to send
         unknown = (self.position.cursor + 1 if self.position else 1), False
         number = after(message.sequence)
         while number in self._held:
             later = self._held[number]
             if not later.republished:
-                return self._time(later), not message.more
+                return self._time(later), False
             number = after(number)
         if number in self._missing:
             return unknown
         if self._alive is not None and self._alive[0] == number:
-            return self._alive[1], not message.more
+            return self._alive[1], False
         return unknown if final else None
 
     @staticmethod

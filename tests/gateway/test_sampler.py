@@ -191,6 +191,52 @@ def test_a_number_missing_from_the_available_list_is_not_asked_for() -> None:
     assert [g.reason for g in ledger.gaps.values()] == [Reason.MISSED]
 
 
+def test_what_the_server_sent_after_a_list_was_made_is_not_missing_from_it() -> None:
+    ledger = live()
+    ledger(message(6, 600, available=(4, 5, 6)))
+    ledger(message(4, 400, available=(3, 4)))
+    assert ledger.asked == [5] and not ledger.gaps
+    ledger(message(5, 500, available=(4, 5)))
+    assert ledger.sequences() == [1, 2, 3, 4, 5, 6] and not ledger.gaps
+
+
+def test_a_message_given_up_too_early_is_kept_when_it_comes_after_all() -> None:
+    ledger = live()
+    ledger(message(5, 500))
+    ledger(message(6, 600, available=(5, 6)))
+    (gap,) = ledger.gaps.values()
+    ledger(message(4, 400))
+    assert ledger.sequences() == [1, 2, 3, 5, 6, 4] and ledger.acked[-1] == 4
+    ends = [s.pub_to for s in ledger.stored]
+    assert ends == sorted(set(ends)), "or it would be taken for pushed"
+    ledger(message(4, 400))
+    assert ledger.sequences().count(4) == 1
+    ledger(message(7, 700))
+    assert ledger.covered().covers(ends[-1] - 1, ends[-1]), "its rows are pushed with what follows"
+    assert ledger.gaps == {gap.id: gap}, "what was declared stays declared"
+
+
+def test_a_message_that_arrives_after_its_number_was_given_up_for_good_asks_for_nothing() -> None:
+    ledger = live()
+    ledger(alive(5, 500))
+    assert ledger.asked == [4]
+    ledger(NotAvailable(4))
+    ledger(message(4, 400))
+    ledger(message(5, 600))
+    ledger(message(6, 700))
+    assert ledger.asked == [4] and sorted(ledger.sequences()) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_republished_message_claims_nothing_by_itself() -> None:
+    again = fresh(live().machine.position)
+    again(Subscribed(1, 7, resumed=True, reason=Reason.GATEWAY_DOWN))
+    again(message(4, 400, republished=True))
+    assert again.sequences() == [4] and not again.covered(), "the server may have had more to send then"
+    again(NotAvailable(5))
+    again(alive(5, 500))
+    assert again.covered().intervals[-1].end == START + 500 * MS
+
+
 def test_a_message_that_comes_twice_is_stored_once_and_acknowledged_again() -> None:
     ledger = live()
     ledger(message(2, 200))
@@ -331,6 +377,26 @@ def test_an_overflow_is_a_gap_of_its_tags_only_and_a_run_of_them_one_row() -> No
     ledger(message(6, 600))
     assert ledger.backfills == [gap]
     assert ledger.covered().intervals[-1].end == START + 600 * MS, "the other tags are complete"
+
+
+def test_a_keep_alive_ends_a_run_of_overflows() -> None:
+    ledger = live()
+    ledger(message(4, 400, overflow=(1,)))
+    ledger(alive(5, 500))
+    assert ledger.backfills == list(ledger.gaps.values())
+
+
+def test_a_run_of_overflows_ends_with_the_session_and_the_next_one_is_another_gap() -> None:
+    """The ledger is handed out to be filled at that moment; what is closed later must not grow meanwhile."""
+    ledger = live(count=1)
+    ledger(message(2, 200, overflow=(1,), more=True))
+    ledger(Subscribed(1, 7, resumed=True, reason=Reason.DISCONNECTED))
+    (first,) = ledger.backfills
+    ledger(NotAvailable(3))
+    ledger(sampler.Backfilled(first, complete=False))
+    ledger(message(3, 300, overflow=(1,)))
+    second = next(gap for gap in ledger.gaps.values() if gap.id != first.id)
+    assert (second.start, second.end) == (first.start, START + 300 * MS)
 
 
 def test_a_message_that_cannot_be_decoded_is_a_gap_and_the_stream_goes_on() -> None:
