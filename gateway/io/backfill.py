@@ -28,7 +28,7 @@ from gateway.plan import Plan
 from gateway.server import Refused
 from mirror import chunk
 from mirror.batch import Batch, concat, subtract, take
-from mirror.coverage import Coverage, Gap, Grade
+from mirror.coverage import Closure, Coverage, Gap, Grade
 from mirror.errors import Corrupt, Unavailable
 from mirror.tags import Tag
 
@@ -52,14 +52,20 @@ class Backfiller:
     def __init__(self, ingest: Ingest, journal_path: Path, *, enabled: bool, on_rows: Callable[[Batch], None]) -> None:
         self._ingest, self._path, self._enabled, self._on_rows = ingest, journal_path, enabled, on_rows
         self._gaps: asyncio.Queue[tuple[str, Gap]] = asyncio.Queue()
+        self._taken: set[str] = set()  # ids: each gap is tried once in a session
 
     def add(self, stream: str, gap: Gap) -> None:
-        """Take a gap of a stream; call it in the event loop."""
-        self._gaps.put_nowait((stream, gap))
+        """Take a gap of a stream, unless this session has it already; call it in the event loop."""
+        if gap.id not in self._taken:
+            self._taken.add(gap.id)
+            self._gaps.put_nowait((stream, gap))
 
     async def begin(self, streams: Mapping[str, Plan]) -> None:
-        """Forget what a former session left, and take the ledger's open gaps instead."""
-        self._gaps = asyncio.Queue()
+        """Forget what a former session left, and take the ledger's open gaps instead.
+
+        Call it when the machines' `Subscribed` is durable: until then a gap may still get longer.
+        """
+        self._gaps, self._taken = asyncio.Queue(), set()
         for stream in streams:
             for gap in await asyncio.to_thread(self._open_gaps, stream):
                 self.add(stream, gap)
@@ -102,16 +108,16 @@ class Backfiller:
             batches.append(batch)
             if rows > ROWS_MAX:
                 break
-        if batches:
-            held = await asyncio.to_thread(self._held, plan.id, gap, widen)
-            new = subtract(concat(batches), held)
-            if len(new):
-                await asyncio.wrap_future(self._ingest.call(partial(self._store, plan.id, gap, new)))
-                self._on_rows(new)
+        held = await asyncio.to_thread(self._held, plan.id, gap, widen) if batches else Batch.zeros(0)
+        new = subtract(concat(batches), held)
         without = len(concerned) - len(tags)
         complete = not failed and not without and rows <= ROWS_MAX
         why = f"{rows} samples in the server's history; {without} tags without, {len(failed)} failed"
-        self._close(plan.id, gap, complete=complete, why=why)
+        outcome = sampler.Backfilled(gap, complete, why)
+        await asyncio.wrap_future(self._ingest.call(partial(self._store, plan.id, outcome, new)))
+        self._ingest.event(plan.id, outcome)
+        if len(new):
+            self._on_rows(new)
 
     def _concerned(self, plan: Plan, gap: Gap) -> list[tuple[int, Tag]]:
         """Return handle and tag of what a gap concerns."""
@@ -137,15 +143,23 @@ class Backfiller:
             reader.close()
         return concat(found)
 
-    def _store(self, stream: str, gap: Gap, new: Batch, journal: Journal) -> None:
-        """Store rows as chunks that share the gap's interval; runs in the ingest thread."""
+    def _store(self, stream: str, outcome: sampler.Backfilled, new: Batch, journal: Journal) -> None:
+        """Store rows as chunks that share the gap's interval and close it, as one; runs in the ingest thread.
+
+        What is complete for some tags only is held: it claims nothing for the stream.
+        """
+        gap = outcome.gap
         assert gap.end is not None
         # Intervals of gaps may overlap; the rows of one must not pass for the pushed rows of another.
         origin = f"{self._ingest.replica}/history/{gap.id}"
         for at in range(0, len(new), CHUNK_ROWS):
             part = take(new, np.arange(at, min(at + CHUNK_ROWS, len(new))))
             journal.append(stream, gap.timeline, gap.start, gap.end, origin, part)
-        journal.extend(Coverage(stream, gap.timeline, gap.start, gap.end, origin, Grade.HISTORY))
+        grade = Grade.HISTORY if outcome.complete and gap.tags is None else Grade.HELD
+        if len(new) or grade is Grade.HISTORY:
+            journal.extend(Coverage(stream, gap.timeline, gap.start, gap.end, origin, grade))
+        # A second attempt would add rows to an interval that may be pushed by then.
+        journal.close_gap(gap.id, Closure.HISTORY if outcome.complete else Closure.LOST, outcome.why)
         self._ingest.counters.recovered_rows += len(new)
 
     def _open_gaps(self, stream: str) -> list[Gap]:

@@ -198,6 +198,7 @@ class SourceRunner:
             self._use(model, saved, alive)
             streams = await self._subscribe(connection, facts, saved, alive)
             await self._sessions.save(facts, connection.session_secret(), streams)
+            await self._backfiller.begin(self.streams)
             self._connected(facts, how)
             backfill = self._backfiller.run(connection, self.streams)
             tasks = [backfill, self._worker(connection), self._fetched_then_pump(connection), self._watch()]
@@ -309,7 +310,6 @@ class SourceRunner:
         reason = Reason.GATEWAY_DOWN if self._first else Reason.DISCONNECTED
         self._by_subscription.clear()
         self._resuming, self._work = set(), asyncio.Queue()
-        await self._backfiller.begin(self.streams)
         self.status.refused = {}
         self._mute = set()
         former = dict(saved.streams) if saved is not None else {}
