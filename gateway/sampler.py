@@ -455,6 +455,8 @@ class Sampler:
                 effects += self._advance(self._alive[1])
                 done, self._alive = self._before(self.expected), None
             break
+        if self._alive is not None and distance(self.expected, self._alive[0]) >= WRAP // 2:
+            self._alive = None  # overtaken: its number has had its turn
         if done and self.position is not None:
             self.position = replace(self.position, sequence=done, subscription=self.subscription)
             effects.append(Progress(self.position))

@@ -146,6 +146,18 @@ def test_a_keep_alive_with_a_later_number_claims_nothing_and_asks_at_once() -> N
     assert not ledger.gaps
 
 
+def test_a_keep_alive_that_messages_overtake_is_forgotten() -> None:
+    ledger = live()
+    ledger(alive(5, 500))
+    for n in (5, 6, 4, 7):
+        ledger(message(n, n * 100))
+    ledger(message(9, 900))
+    ledger(message(10, 1000))
+    assert ledger.asked == [4, 8], "only what is missing"
+    ledger(message(8, 800))
+    assert ledger.sequences() == list(range(1, 11)) and not ledger.gaps
+
+
 def test_a_keep_alive_is_never_acknowledged() -> None:
     ledger = live(count=1)
     ledger(alive(2, 500))
