@@ -7,11 +7,15 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from gateway.io.reader import JournalReader
+from mirror.batch import SOURCE_NULL
+from mirror.schema import sql_values
 from mirror.status import status_name
 
 UNIX_EPOCH_TICKS = 116_444_736_000_000_000
@@ -77,18 +81,25 @@ def _table(reader: JournalReader, summary: str) -> Table:
     table = Table(caption=summary, caption_justify="left", expand=True)
     for name, share in (("tag", 4), ("value", 4), ("quality", 2), ("age", 1)):
         table.add_column(name, ratio=share, no_wrap=True, overflow="ellipsis")
-    tags, state = reader.tags(), reader.state()
+    tags, structures, state = reader.tags(), reader.structures(), reader.state()
+    rows = state.batch(_chosen(state.handles, state.status))
     now = int(time.time() * 10_000_000) + UNIX_EPOCH_TICKS
-    handles = state.handles
-    step = max(1, len(handles) // ROWS)
-    for handle, source, server, status, _kind, value in state.rows(handles[::step][:ROWS]):
-        at = source if source is not None else server
-        colour = COLOURS[status >> 30]
+    times = np.where(rows.flags & SOURCE_NULL, rows.server_ticks, rows.source_ticks).tolist()
+    values = sql_values(rows, lambda handle: structures.get(tags[handle].source, {}))
+    for handle, at, status, value in zip(rows.handle.tolist(), times, rows.status.tolist(), values, strict=True):
         table.add_row(
-            tags[handle].path or tags[handle].node, _text(value), f"[{colour}]{status_name(status)}[/]",
-            "-" if at is None else _age((now - at) / 10_000_000),
+            tags[handle].path or tags[handle].node, _text(value),
+            f"[{COLOURS[status >> 30]}]{status_name(status)}[/]", _age((now - at) / 10_000_000) if at else "-",
         )  # fmt: skip
     return table
+
+
+def _chosen(handles: NDArray[np.uint32], status: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Return as many tags as fit, those that are not Good among them, by handle."""
+    doubtful = handles[status[handles] >> np.uint32(30) != 0][: ROWS // 2]
+    good = np.setdiff1d(handles, doubtful)
+    step = max(1, -(-len(good) // max(1, ROWS - len(doubtful))))
+    return np.union1d(doubtful, good[::step])
 
 
 def _text(value: Any) -> str:
