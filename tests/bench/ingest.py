@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from demo.servers import NotReady, Weed, until
 from tests.bench import peers
-from tests.bench.rig import Gateway, LoadServer, NotReady, Weed, audit, broker, table, until
+from tests.bench.rig import Gateway, LoadServer, audit, broker, table
 
 SETTLE_S = 2.0
 DRAIN_S = 60.0

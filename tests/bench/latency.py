@@ -22,7 +22,8 @@ import numpy as np
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-from tests.bench.rig import Gateway, LoadServer, Weed, broker, table
+from demo.servers import Weed
+from tests.bench.rig import Gateway, LoadServer, broker, table
 
 SETTLE_S = 2.0
 TAIL_S = 2.0

@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from demo.servers import Broker, NotReady, Process, Server, Weed, until
+from demo.servers import Broker, Process, Server, Weed
 from gateway.io.reader import JournalReader
 from mirror import chunk
 from mirror.batch import Kind
@@ -300,6 +300,3 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.3f}".rstrip("0").rstrip(".")
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-__all__ = ["NotReady", "Weed", "until"]
