@@ -105,7 +105,7 @@ class Seen:
         newest: By node number, the highest value.
         rows: Every row as (node, value, source ticks, server ticks, status) with its number of copies.
         spans: (stream, timeline, origin, from, to) of each chunk.
-        at: By node number and value, when this observer first saw it (monotonic seconds).
+        at: By node number and value, when this observer first saw it (Unix seconds).
     """
 
     values: dict[int, Counter[int]] = field(default_factory=dict)
@@ -117,7 +117,7 @@ class Seen:
     chunks: int = 0
 
     def add(self, batch: Batch, node: dict[int, int]) -> None:
-        now = time.monotonic()
+        now = time.time()
         for row, key in rows(batch, node):
             self.rows[key] += 1
             number, value = key[0], key[1]
@@ -311,11 +311,23 @@ class Rig:
         least = {node: value + by for node, value in self.look().newest.items()}
         self.until(lambda: self.has(least), f"{by} further values of each node", timeout_s)
 
-    def fresh_s(self) -> float:
-        """Return how long it takes until values at least as new as now are in the journal."""
-        began = time.monotonic()
-        self.live()
-        return time.monotonic() - began
+    def delays(self, seconds: float) -> list[float]:
+        """Watch for a while; return how long each value written meanwhile took to be seen here, in order of size.
+
+        A value that is not there yet at the end counts with its age.
+        """
+        began = time.time()
+        while time.time() < began + seconds:
+            self.look()
+            time.sleep(0.01)
+        seen, end = self.look(), time.time()
+        writes, n = self.server.writes(), self.server.nodes
+        taken = []
+        for number in range(bisect.bisect_right(writes, began, key=lambda w: w[1]), len(writes)):
+            written, when = writes[number]
+            for w in range(writes[number - 1][0] if number else 0, written):
+                taken.append(seen.at.get((w % n, w // n + 1), end) - when)
+        return sorted(taken)
 
     def forget_session(self) -> None:
         """Drop what the journal knows of sessions, as if the server had forgotten them; the gateway is down."""

@@ -25,6 +25,7 @@ from tests.live.subscriber import Heard, Subscriber
 
 NODES = 20
 RATE_HZ = 10.0
+ROUNDS = int(os.environ.get("EDGEMIRROR_TEST_KILLS", "2"))
 OUTAGE_S = float(os.environ.get("EDGEMIRROR_TEST_OUTAGE_S", "5"))
 DELAY_S_MAX = 3.0  # on a machine whose two cores are busy; what is usual is printed
 BOTH = pytest.mark.parametrize("kind", [NodeServer, AsyncuaServer])
@@ -47,8 +48,13 @@ def show(what: str, verdict: Verdict, **more: object) -> None:
     print(json.dumps({"test": what, **verdict.figures(), **more}))
 
 
+def spread(delays: list[float]) -> dict[str, float]:
+    """Return median and maximum of the time from the server's write to the journal, in sorted delays."""
+    return {"delay_s_p50": round(delays[len(delays) // 2], 3), "delay_s_max": round(delays[-1], 3)}
+
+
 def nothing_lost(verdict: Verdict, *, repeats: int = 0) -> None:
-    """Check that all is there; `repeats`: how often the server may have sent its current values again."""
+    """Check that all is there; node-opcua may send its current values again when a session is taken up."""
     assert verdict.undeclared == []
     assert (verdict.lost, verdict.overlaps, verdict.foreign) == (0, 0, 0), verdict
     assert verdict.duplicates <= repeats * NODES
@@ -72,12 +78,11 @@ def arrived(heard: Subscriber, values: dict[int, int]) -> None:
         heard.wait(partial(tells, node=node, value=value))
 
 
-@BOTH
 def test_everything_produced_arrives_in_journal_bucket_and_broker(
-    kind: type[Counters], tmp_path: Path, store: Weed, broker: Mosquitto
+    tmp_path: Path, store: Weed, broker: Mosquitto
 ) -> None:
     with (
-        kind(tmp_path / "server", nodes=NODES) as server,
+        NodeServer(tmp_path / "server", nodes=NODES) as server,
         Subscriber(broker.port, "uns/v1/acme/live/area/line/#") as heard,
         Rig(tmp_path / "rig", server, store=store, broker=broker) as rig,
     ):
@@ -86,7 +91,7 @@ def test_everything_produced_arrives_in_journal_bucket_and_broker(
         rig.grown(20)
         rig.settle()
         verdict = rig.verdict()
-        show(f"clean, {kind.__name__}", verdict)
+        show("clean", verdict)
         nothing_lost(verdict)
         assert verdict.gaps == []
         all_in_the_bucket(rig)
@@ -103,7 +108,7 @@ def test_killed_at_any_moment_and_started_again_it_loses_nothing(
     with kind(tmp_path / "server", nodes=NODES) as server, Rig(tmp_path / "rig", server, store=store) as rig:
         rig.live()
         server.run(RATE_HZ)
-        for _ in range(3):
+        for _ in range(ROUNDS):
             rig.grown(1)
             time.sleep(chance.uniform(0.0, 0.5))  # not to wait for something: the fault's random moment
             rig.kill()
@@ -114,9 +119,9 @@ def test_killed_at_any_moment_and_started_again_it_loses_nothing(
         rig.settle()
         verdict = rig.verdict()
         show(f"kill -9, {kind.__name__}", verdict, seed=seed, start_to_fresh_s=resumed)
-        nothing_lost(verdict)
+        nothing_lost(verdict, repeats=ROUNDS)
         assert verdict.gaps == []
-        assert len(rig.events("stream.resumed")) == 3
+        assert len(rig.events("stream.resumed")) == ROUNDS
         all_in_the_bucket(rig)
 
 
@@ -128,7 +133,7 @@ def test_a_server_that_crashes_costs_only_what_no_subscription_saw(kind: type[Co
         rig.grown(5)
         server.crash()
         rig.until(lambda: bool(rig.events("source.lost")), "the loss noticed")
-        time.sleep(3.0)  # the fault's length
+        time.sleep(1.5)  # the fault's length
         server.restart()
         back = time.monotonic()
         fresh = {node: value + 1 for node, value in rig.now().items()}
@@ -144,8 +149,9 @@ def test_a_server_that_crashes_costs_only_what_no_subscription_saw(kind: type[Co
         assert (verdict.overlaps, verdict.foreign) == (0, 0)
 
 
-@pytest.mark.parametrize("kill", [False, True], ids=["alive", "killed"])
-def test_a_store_that_is_away_delays_nothing_and_gets_everything_later(kill: bool, tmp_path: Path, store: Weed) -> None:
+def test_a_store_that_is_away_delays_nothing_and_gets_everything_later_even_across_a_kill(
+    tmp_path: Path, store: Weed
+) -> None:
     with (
         NodeServer(tmp_path / "server", nodes=NODES) as server,
         Proxy(store.port) as way,
@@ -155,14 +161,11 @@ def test_a_store_that_is_away_delays_nothing_and_gets_everything_later(kill: boo
         server.run(RATE_HZ)
         rig.drained()
         way.cut()
-        until = time.monotonic() + OUTAGE_S
-        delays = []
-        while time.monotonic() < until:
-            delays.append(rig.fresh_s())
-            if kill and len(delays) == 1:
-                rig.kill()
-                rig.start()
-                rig.grown(1)
+        delays = rig.delays(OUTAGE_S / 2)
+        rig.kill()
+        rig.start()
+        rig.grown(1)
+        delays = sorted(delays + rig.delays(OUTAGE_S / 2))
         waiting = rig.backlog()
         way.heal()
         back = time.monotonic()
@@ -170,10 +173,8 @@ def test_a_store_that_is_away_delays_nothing_and_gets_everything_later(kill: boo
         drain_s = round(time.monotonic() - back, 3)
         rig.settle()
         verdict = rig.verdict()
-        show(
-            f"store away, killed: {kill}", verdict, backlog=waiting, drain_s=drain_s, delay_s_max=round(max(delays), 3)
-        )
-        nothing_lost(verdict)
+        show("store away, killed meanwhile", verdict, backlog=waiting, drain_s=drain_s, **spread(delays))
+        nothing_lost(verdict, repeats=1)
         assert verdict.gaps == []
         assert waiting > NODES * RATE_HZ * OUTAGE_S / 2
         assert max(delays) < DELAY_S_MAX
@@ -195,7 +196,7 @@ def test_a_broker_that_forgot_everything_is_told_everything_again(tmp_path: Path
         broker.kill()
         for kept in (tmp_path / "broker").glob("*.db"):
             kept.unlink()
-        delays = [rig.fresh_s() for _ in range(5)]
+        delays = rig.delays(2.0)
         rig.settle()
         broker.start()
         back = time.monotonic()
@@ -204,7 +205,7 @@ def test_a_broker_that_forgot_everything_is_told_everything_again(tmp_path: Path
             again_s = round(time.monotonic() - back, 3)
             assert set(before) <= set(heard.latest())
         verdict = rig.verdict()
-        show("broker restart", verdict, again_s=again_s, delay_s_max=round(max(delays), 3))
+        show("broker restart", verdict, again_s=again_s, **spread(delays))
         nothing_lost(verdict)
         assert max(delays) < DELAY_S_MAX
 
@@ -219,13 +220,13 @@ def test_a_broker_that_answers_nothing_stalls_nothing(tmp_path: Path, broker: Mo
         server.run(RATE_HZ)
         rig.until(lambda: bool(rig.events("mqtt.connected")), "the broker connected")
         way.stall()
-        delays = [rig.fresh_s() for _ in range(20)]
+        delays = rig.delays(3.0)
         rig.settle()
         way.flow()
         with Subscriber(broker.port, "uns/v1/acme/live/#") as heard:
             arrived(heard, rig.now())
         verdict = rig.verdict()
-        show("broker stalled", verdict, delay_s_max=round(max(delays), 3))
+        show("broker stalled", verdict, **spread(delays))
         nothing_lost(verdict)
         assert max(delays) < DELAY_S_MAX
 
@@ -260,16 +261,19 @@ def test_a_connection_that_breaks_for_less_than_the_session_lives_costs_nothing(
         time.sleep(2.0)
         way.flow()
         after("stalled 2 s")
-        way.stall()
-        rig.until(lambda: len(rig.events("source.lost")) == 3, "the silence noticed")
-        way.flow()
-        after("stalled until noticed")
-        way.strand()
-        after("stranded")
+        if kind is NodeServer:
+            way.stall()
+            rig.until(lambda: len(rig.events("source.lost")) == 3, "the silence noticed")
+            way.flow()
+            after("stalled until noticed")
+        else:
+            way.strand()
+            rig.until(lambda: len(rig.events("source.lost")) == 3, "the silence noticed")
+            after("stranded, since noticed")
         rig.settle()
         verdict = rig.verdict()
         show(f"connection, {kind.__name__}", verdict, resume_s=resumed)
-        nothing_lost(verdict, repeats=len(resumed))  # node-opcua sends some again when a session is taken up
+        nothing_lost(verdict, repeats=len(resumed))
         assert verdict.gaps == []
         assert len(rig.events("stream.subscribed")) == 1
 
@@ -343,9 +347,8 @@ def test_a_node_that_is_gone_goes_bad_and_the_others_live_on(tmp_path: Path) -> 
         assert (verdict.overlaps, verdict.foreign) == (0, 0)
 
 
-@BOTH
-def test_stopped_in_order_and_started_again_it_loses_nothing(kind: type[Counters], tmp_path: Path) -> None:
-    with kind(tmp_path / "server", nodes=NODES) as server, Rig(tmp_path / "rig", server) as rig:
+def test_stopped_in_order_or_frozen_it_loses_nothing(tmp_path: Path) -> None:
+    with NodeServer(tmp_path / "server", nodes=NODES) as server, Rig(tmp_path / "rig", server) as rig:
         rig.live()
         server.run(RATE_HZ)
         rig.grown(2)
@@ -361,8 +364,8 @@ def test_stopped_in_order_and_started_again_it_loses_nothing(kind: type[Counters
         thawed_s = round(time.monotonic() - back, 3)
         rig.settle()
         verdict = rig.verdict()
-        show(f"stopped and frozen, {kind.__name__}", verdict, thawed_to_fresh_s=thawed_s)
-        nothing_lost(verdict)
+        show("stopped and frozen", verdict, thawed_to_fresh_s=thawed_s)
+        nothing_lost(verdict, repeats=1)
         assert verdict.gaps == []
 
 
