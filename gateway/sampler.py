@@ -72,7 +72,10 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Subscribed:
-    """A subscription exists: a new one, or the former one taken up again (`resumed`).
+    """A subscription exists: a new one, or a former one taken up again (`resumed`).
+
+    Whether anything of a former one has been stored is for the machine to say: messages of it may be on
+    their way here when the session is taken up.
 
     Attributes:
         available: After a transfer, the numbers the server still holds; None where it did not say.
@@ -275,23 +278,23 @@ class Sampler:
     # Subscriptions
 
     def _subscribed(self, event: Subscribed) -> list[Effect]:
-        effects = self._end_overflow() if event.resumed else self._stop()
+        here = self.position
+        known = event.resumed and here is not None and here.subscription == event.subscription
+        effects = self._end_overflow() if known else self._stop()
         self._clear()  # what is held was never acknowledged: on a resume it comes again
         self.subscription = event.subscription
-        here = self.position
-        if event.resumed:
-            assert here is not None, "only a stream with a position can be resumed"
-            self.expected = after(here.sequence)
-            if event.available is not None:
-                wanted = [s for s in event.available if distance(self.expected, s) < HOLE_MAX]
-                self._asked, self._mode = set(wanted), _Mode.FETCH
-                effects += [Republish(self.subscription, s) for s in wanted]
-                return effects + self._live_again()
-            self._mode, self._probes, self._asked = _Mode.PROBE, PROBE_MAX, {self.expected}
-            return [*effects, Republish(self.subscription, self.expected)]
-        self.expected = 1
-        self._break = (event.reason, event.server_start)
-        return effects
+        self.expected = after(here.sequence) if known and here is not None else 1
+        if not known:
+            self._break = (event.reason, event.server_start)
+        if not event.resumed:
+            return effects
+        if event.available is not None:
+            wanted = [s for s in event.available if distance(self.expected, s) < HOLE_MAX]
+            self._asked, self._mode = set(wanted), _Mode.FETCH
+            effects += [Republish(self.subscription, s) for s in wanted]
+            return effects + self._live_again()
+        self._mode, self._probes, self._asked = _Mode.PROBE, PROBE_MAX, {self.expected}
+        return [*effects, Republish(self.subscription, self.expected)]
 
     def _stop(self) -> list[Effect]:
         """Give up everything that is still missing, so that what is held gets stored."""

@@ -315,10 +315,9 @@ class SourceRunner:
         former = dict(saved.streams) if saved is not None else {}
         for p in self.streams.values():
             held = former.get(p.id)
-            position = await self._machine(p.id)
+            await self._machine(p.id)
             if held is not None and held.id in alive:
-                resumed = position is not None and position.subscription == held.id
-                available = alive.pop(held.id)
+                resumed, available = True, alive.pop(held.id)
             else:
                 held, resumed, available = await self._create(connection, p, facts), False, None
             streams[p.id] = held

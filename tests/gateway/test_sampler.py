@@ -286,6 +286,27 @@ def test_after_a_resume_the_server_is_asked_until_it_has_no_more() -> None:
     assert ledger.stored[0].pub_from == START + 300 * MS, "nothing between the two lives"
 
 
+def test_a_subscription_of_which_nothing_was_stored_is_taken_up_from_its_first_message() -> None:
+    for former in (None, live().machine.position):
+        ledger = fresh(former)
+        ledger(Subscribed(2, 7, resumed=True, reason=Reason.GATEWAY_DOWN))
+        assert ledger.asked == [1]
+        ledger(message(1, 500, republished=True))
+        ledger(NotAvailable(2))
+        ledger(message(2, 600))
+        assert ledger.resumed == 1 and ledger.sequences() == [1, 2]
+        assert [(g.start, g.end) for g in ledger.gaps.values()] == (
+            [(START + 300 * MS, START + 500 * MS - 1)] if former else []
+        )
+
+
+def test_messages_that_arrive_while_their_session_is_taken_up_are_not_taken_twice() -> None:
+    ledger = subscribed(fresh())
+    ledger(message(1, 100))  # was in the inbox when the connection broke
+    ledger(Subscribed(1, 7, resumed=True, reason=Reason.DISCONNECTED))
+    assert ledger.asked == [2]
+
+
 def test_after_a_transfer_exactly_what_is_available_is_fetched_before_publishing() -> None:
     ledger = fresh(live().machine.position)
     ledger(Subscribed(1, 7, resumed=True, reason=Reason.GATEWAY_DOWN, available=(2, 3, 4, 5)))
