@@ -203,6 +203,7 @@ class Ingest:
         `work` may run more than once, when a transaction is rolled back and tried again.
         """
         call = _Call(work, Future())
+        call.answer.set_running_or_notify_cancel()  # who stops waiting does not stop the work, nor this thread
         self._put(call)
         if self._ended.is_set():
             self._refuse_calls()

@@ -175,6 +175,29 @@ def test_work_that_fails_is_answered_and_does_not_hurt_the_rest(rig: Rig) -> Non
     reader.close()
 
 
+def test_who_stops_waiting_for_an_answer_stops_neither_the_work_nor_the_thread(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    hold, go = queue.SimpleQueue[bool](), queue.SimpleQueue[bool]()
+
+    def work(journal: Journal) -> None:
+        hold.put(True)
+        go.get(timeout=WAIT_S)
+        journal.set_fact("kept", b"yes")
+
+    answer = rig.ingest.call(work)
+    late = rig.ingest.call(lambda journal: journal.set_fact("late", b"yes"))
+    hold.get(timeout=WAIT_S)
+    assert not answer.cancel() and not late.cancel()
+    go.put(True)
+    rig.send(1, item(0, double(1.0)))
+    assert rig.acknowledged(1) == [1]
+    assert rig.ingest.failure is None
+    rig.close()
+    reader = JournalReader.open(rig.path)
+    assert (reader.fact("kept"), reader.fact("late")) == (b"yes", b"yes")
+    reader.close()
+
+
 def test_the_inbox_is_full_until_what_is_in_it_is_durable(tmp_path: Path) -> None:
     rig = Rig(tmp_path, inbox=1000)
     body = publish([data_change([item(1, string("x" * 5000))])], sequence=1, publish_ticks=T)
