@@ -525,7 +525,7 @@ def _reactions(what: str, *, operator: bool = False) -> Iterator[None]:
             ) from error
         raise Refused(what, error.code) from error
     except (OSError, TimeoutError) as error:
-        raise Unavailable(f"{what}: {error or type(error).__name__}") from error
+        raise Unavailable(f"{what}: {str(error) or type(error).__name__}") from error
     except Exception as error:  # asyncua raises whatever its parser stumbled over
         raise Corrupt(f"{what}: the answer cannot be read: {error!r}") from error
 
