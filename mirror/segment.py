@@ -27,11 +27,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mirror.batch import ARRAY, IN_HEAP, NO_HEAP, SERVER_NULL, SOURCE_NULL, Batch, Heap, Kind, canonical_order, concat
+from mirror.batch import IN_HEAP, NO_HEAP, SERVER_NULL, SOURCE_NULL, Batch, Heap, Kind, canonical_order, concat
 from mirror.errors import Corrupt
 from mirror.facts import decode_facts, encode_facts
 from mirror.tags import Tag, TagTable
-from mirror.variant import Structure, body_size, readable
+from mirror.variant import Structure, body_size, numbers, readable
 
 __all__ = ["decode", "decode_facts", "encode", "encode_facts", "footer_size", "read_facts", "read_header"]
 
@@ -90,15 +90,6 @@ _LOW, _HIGH = np.zeros(256, np.int64), np.zeros(256, np.int64)
 for _kind, (_low, _high) in _BOUNDS.items():
     _IS_I64[_kind], _LOW[_kind], _HIGH[_kind] = True, _low, _high
 
-#: Arrays whose text is that of a Python list. Float is not among them: its digits are those of 32 bits.
-_NUMBERS = {
-    kind | ARRAY: np.dtype(code)
-    for kind, code in {
-        Kind.SBYTE: "i1", Kind.BYTE: "u1", Kind.INT16: "<i2", Kind.UINT16: "<u2", Kind.INT32: "<i4",
-        Kind.UINT32: "<u4", Kind.INT64: "<i8", Kind.UINT64: "<u8", Kind.DOUBLE: "<f8",
-    }.items()
-}  # fmt: skip
-
 _HEADER_KEY, _FACTS_KEY, _FORMAT_KEY = b"edgemirror.header", b"edgemirror.facts", b"edgemirror.format"
 _NULL_STRING = b"\xff\xff\xff\xff"
 _END = 2**31 - 1  # of a byte string, for Arrow's slice
@@ -117,6 +108,7 @@ def encode(
     *,
     facts: bytes = b"",
     structures: Mapping[str, Structure] = {},
+    ordered: bool = False,
 ) -> bytes:
     """Return a segment file.
 
@@ -127,13 +119,15 @@ def encode(
         header: UTF-8 text for the footer, the signed chain header.
         facts: As made by `encode_facts`, or empty.
         structures: Definitions for the readable text of structures, by encoding id.
+        ordered: The rows stand in canonical order already.
     """
     assert len(batch) <= ROWS_MAX, f"{len(batch)} rows; cut segments at {ROWS_MAX}"
     assert len(batch.heap.data) <= HEAP_BYTES_MAX, f"{len(batch.heap.data)} bytes; cut segments at {HEAP_BYTES_MAX}"
+    assert not ordered or (np.diff(tags.rank[batch.handle].astype(np.int64)) >= 0).all(), "rows are not in order"
     footer_bytes = len(header) + len(facts) * 4 // 3
     assert footer_bytes < FOOTER_BYTES_MAX // 2, f"{footer_bytes} bytes of header and facts; tell less at a time"
     header.decode()  # the footer's key-value store is text; readers written in Rust insist
-    rows = _reorder(batch, canonical_order(batch, tags.rank))
+    rows = batch if ordered else _reorder(batch, canonical_order(batch, tags.rank))
     bodies, texts = _binary(batch.heap), _Texts(structures)
     out = pa.BufferOutputStream()
     writer = _writer(out)
@@ -242,20 +236,11 @@ class _Texts:
         self.known: dict[tuple[int, bytes], str] = {}
 
     def of(self, kind: int, body: bytes) -> str:
-        text = _numbers(kind, body) or self.known.get((kind, body))
+        text = numbers(kind, body) or self.known.get((kind, body))
         if text is None:
             text = readable(kind, body, self.structures).encode("utf-8", "replace").decode()
             self.known[kind, body] = text
         return text
-
-
-def _numbers(kind: int, body: bytes) -> str | None:
-    """Return what `readable` returns for an array of finite numbers, much sooner; None for other values."""
-    dtype = _NUMBERS.get(kind)
-    if dtype is None or len(body) < 5 or int.from_bytes(body[:4], "little") * dtype.itemsize != len(body) - 4:
-        return None
-    items = np.frombuffer(body, dtype, offset=4)
-    return str(items.tolist()).replace(" ", "") if np.isfinite(items).all() else None
 
 
 def _heap_columns(rows: Batch, bodies: pa.Array, texts: _Texts) -> dict[str, pa.Array]:

@@ -68,7 +68,9 @@ class Payload:
     def encoded(self, header: bytes) -> bytes:
         """Return the file; the same bytes whenever it is asked for."""
         if not self.file:
-            self.file = segment.encode(self.rows, self.tags, header, facts=self.facts, structures=self.structures)
+            self.file = segment.encode(
+                self.rows, self.tags, header, facts=self.facts, structures=self.structures, ordered=True
+            )
         return self.file
 
 
@@ -141,9 +143,10 @@ class Builder:
         gaps, closures = sync.untold(ledger, at.told)
         if not claims and not gaps and not closures:
             return None
-        batch = concat(batches)
-        known = self._known(int(batch.handle.max()) if len(batch) else -1, now)
-        rows = take(batch, canonical_order(batch, known.tags.rank)) if len(batch) else batch
+        rows = concat(batches)
+        batches.clear()  # a segment's rows are the most memory that anything here takes: hold them once
+        known = self._known(int(rows.handle.max()) if len(rows) else -1, now)
+        rows = take(rows, canonical_order(rows, known.tags.rank)) if len(rows) else rows
         facts = b"" if known.sha256 == at.facts else known.data
         named = {claim.stream for claim in claims} | {gap.stream for gap in gaps}
         around = self._surroundings()

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from mirror.batch import ARRAY, DIMENSIONS, FIXED_WIDTH, IN_HEAP, Kind
 from mirror.errors import Corrupt
-from mirror.variant import Structure, StructureField, body_size, decode, encode, iso, readable, status_name
+from mirror.variant import Structure, StructureField, body_size, decode, encode, iso, numbers, readable, status_name
 from tests.mirror.batches import DAY, INT64_MAX, INT64_MIN, MAX_DATETIME_TICKS, NOW_TICKS, heap_bodies, kinds_and_values
 
 PLAIN = {*range(1, 13), Kind.BYTESTRING}
@@ -232,6 +232,34 @@ def test_numbers_read_as_json(kind: int, value: Any, text: str) -> None:
 )  # fmt: skip
 def test_heap_values_read_as_themselves_or_as_json(kind: int, value: Any, text: str) -> None:
     assert readable(kind, encode(kind, value)) == text
+
+
+NUMBERS: dict[int, list[float]] = {
+    Kind.SBYTE: [-128, 0, 127], Kind.BYTE: [0, 255], Kind.INT16: [-(2**15), 7], Kind.UINT16: [65_535],
+    Kind.INT32: [-(2**31), 1], Kind.UINT32: [2**32 - 1], Kind.INT64: [-(2**63), 2**63 - 1], Kind.UINT64: [2**64 - 1, 0],
+    Kind.DOUBLE: [-0.0, 5e-324, 0.1, 1e16, 123456.75, -1.7976931348623157e308],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_arrays_of_numbers_read_the_same_by_the_short_road(kind: int) -> None:
+    long = json.dumps(NUMBERS[kind], separators=(",", ":"))
+    body = encode(kind | ARRAY, NUMBERS[kind])
+    assert numbers(kind | ARRAY, body) == long
+    assert readable(kind | ARRAY, body) == long
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (Kind.DOUBLE | ARRAY, encode(Kind.DOUBLE | ARRAY, [1.0, float("nan")])),
+        (Kind.DOUBLE | ARRAY, encode(Kind.DOUBLE | ARRAY, [1.0])[:-1]), (Kind.STRING, b""),
+        (Kind.FLOAT | ARRAY, encode(Kind.FLOAT | ARRAY, [0.1])), (Kind.INT32 | ARRAY, b"\xff\xff\xff\xff"),
+        (Kind.INT32 | ARRAY, encode(Kind.INT32 | ARRAY, [])),
+    ],
+)  # fmt: skip
+def test_other_values_do_not_take_the_short_road(kind: int, body: bytes) -> None:
+    assert numbers(kind, body) is None
 
 
 MODE = Structure("Mode", "enum", (StructureField("Idle", value=0), StructureField("Run", value=2)))
