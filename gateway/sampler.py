@@ -280,7 +280,8 @@ class Sampler:
     def _subscribed(self, event: Subscribed) -> list[Effect]:
         here = self.position
         known = event.resumed and here is not None and here.subscription == event.subscription
-        effects = self._end_overflow() if known else self._stop()
+        same = known or (event.resumed and self.subscription == event.subscription)
+        effects = self._end_overflow() if same else self._stop()
         self._clear()  # what is held was never acknowledged: on a resume it comes again
         self.subscription = event.subscription
         self.expected = after(here.sequence) if known and here is not None else 1

@@ -300,6 +300,15 @@ def test_a_subscription_of_which_nothing_was_stored_is_taken_up_from_its_first_m
         )
 
 
+def test_what_is_held_of_a_subscription_that_is_taken_up_again_is_not_stored_before_it_comes_again() -> None:
+    ledger = subscribed(fresh())
+    ledger(message(2, 200))
+    ledger(Subscribed(1, 7, resumed=True, reason=Reason.DISCONNECTED))
+    ledger(message(1, 100, republished=True))
+    ledger(message(2, 200, republished=True))
+    assert ledger.sequences() == [1, 2] and not ledger.gaps
+
+
 def test_messages_that_arrive_while_their_session_is_taken_up_are_not_taken_twice() -> None:
     ledger = subscribed(fresh())
     ledger(message(1, 100))  # was in the inbox when the connection broke
