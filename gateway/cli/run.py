@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from gateway.config import Config, parse
+from gateway.io import memory
 from mirror.errors import ConfigError
 
 
@@ -32,6 +33,7 @@ def load(path: str) -> Config:
 
 def run(options: argparse.Namespace) -> int:
     """Mirror until SIGTERM or SIGINT."""
+    memory.settle()
     from gateway.io.runtime import Gateway
 
     config = load(options.config)
