@@ -158,6 +158,6 @@ class Proxy:
                     return
                 sink.write(data)
                 await sink.drain()
-            except (ConnectionError, RuntimeError):
+            except (OSError, RuntimeError):
                 return  # that side has gone; the other direction ends by its own end of file
             self.forwarded_bytes += len(data)
