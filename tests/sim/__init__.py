@@ -1,0 +1,1 @@
+"""One gateway from end to end in simulated time, with the real code and everything that goes wrong around it."""

@@ -1,0 +1,292 @@
+"""The gateway's process in the simulation: the real journal, ingest, machines and pusher, without their threads.
+
+What `gateway.io.source` does with sockets is done here step by step: connect, take a former subscription
+up again or make a new one, pump, republish, backfill. A process ends anywhere by `Kill`; what it leaves
+is what was committed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from gateway import sampler
+from gateway.acks import Acks
+from gateway.decode import read_publish, read_republish
+from gateway.io import backfill, ingest, runtime
+from gateway.io import push as pushing
+from gateway.io.journal import Journal
+from gateway.io.reader import JournalReader
+from gateway.sync import Policy
+from mirror.batch import SOURCE_NULL, Batch, Kind, subtract
+from mirror.coverage import Gap, Reason, Stream
+from mirror.errors import Unavailable
+from mirror.store import ObjectStore
+from tests.gateway.boxes import KEY, LAYOUT
+from tests.gateway.journals import STREAM
+from tests.sim.server import MS, Sample, Server
+
+HELD = "held"
+WIDEN = 1_300 * MS
+POLICY = Policy(rows_max=60, bytes_max=1 << 20, interval_min_s=1.0, interval_max_s=8.0, requests_per_day=2_000_000)
+
+
+class Violation(AssertionError):
+    """Something happened that must never happen, or something that must happen did not."""
+
+
+class SimJournal(Journal):
+    """A journal on a disk that refuses on demand, in a process that may end around each commit."""
+
+    spark: Callable[[str], None] = staticmethod(lambda point: None)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        with super().transaction():
+            self.spark("transaction")
+            yield
+            self.spark("commit")
+        self.spark("committed")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a process is made of; a mutant puts something else in the place of one."""
+
+    journal: type[SimJournal] = SimJournal
+    ingest: type[ingest.Ingest] = ingest.Ingest
+
+
+class Process:
+    """One life of the gateway.
+
+    Args:
+        path: The journal.
+        server: Of the one source.
+        store: The bucket.
+        parts: See `Parts`.
+        spark: Called at each point where the process may end or something outside may fail.
+        seconds: The clock.
+        life: Number of this life.
+        state_period_s: See `Journal.open`.
+        requests: Publish requests that wait at the server.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        server: Server,
+        store: ObjectStore,
+        parts: Parts,
+        spark: Callable[[str], None],
+        seconds: Callable[[], float],
+        life: int,
+        state_period_s: float,
+        requests: int,
+    ) -> None:
+        self.path, self.server, self.spark, self.seconds, self.life = path, server, spark, seconds, life
+        self.requests = requests
+        self.journal = parts.journal.open(
+            path, replica="a", state_period_s=state_period_s, clock=lambda: 1_700_000_000 + seconds()
+        )
+        self.journal.spark = spark  # type: ignore[method-assign]
+        self.reader = JournalReader.open(path)
+        self.acks = Acks()
+        self.work: deque[sampler.Effect] = deque()
+        self.filling: tuple[sampler.Backfilled, Future[Any]] | None = None
+        self.wire: list[bytes] = []  # responses on their way
+        self.outstanding = 0  # requests at the server
+        self.subscription = 0  # 0: not connected
+        self.resuming = False
+        self.first = True
+        self.ingest = parts.ingest(
+            self.journal, replica="a", commit_s=0.0, inbox_bytes_max=4_000, on_durable=self.durable,
+            on_room=lambda: None,
+        )  # fmt: skip
+        self.filler = backfill.Backfiller(self.ingest, path, enabled=True, on_rows=lambda rows: None)
+        self.on_let_go: Callable[[], None] = lambda: None
+        self.pusher: pushing.Pusher | None = None
+        self._store = store
+        epoch, self._incarnation = self.journal.epoch()[0] + 1, f"life{life}"
+        self._epoch = epoch
+        self._saved = self.ingest.call(lambda j: j.save_epoch(epoch, self._incarnation))
+
+    def kill(self) -> None:
+        """End the process: nothing is written any more."""
+        self.reader.close()
+        if self.pusher is not None and self.pusher._reader is not None:
+            self.pusher._reader.close()
+        self.journal._db.close()
+        os.close(self.journal._lock)
+
+    # The runtime
+
+    def turn(self) -> bool:
+        """Let the ingest thread do one transaction."""
+        done = self.ingest.turn()
+        if self.pusher is None and self._saved.done():
+            self._saved.result()
+            self.pusher = pushing.Pusher(
+                [self._store], partial(JournalReader.open, self.path), self.ingest, layout=LAYOUT, replica="a",
+                key=KEY, policy=POLICY, epoch=self._epoch, incarnation=self._incarnation, clock=self.seconds,
+            )  # fmt: skip
+        return done
+
+    def durable(self, durable: ingest.Durable) -> None:
+        """Take what a commit lets go."""
+        self.spark("durable")
+        for _, effect in durable.effects:
+            match effect:
+                case sampler.Acknowledge():
+                    self.acks.durable([(effect.subscription, effect.sequence)])
+                case sampler.Resumed():
+                    self.resuming = False
+                case sampler.Backfill(gap):
+                    self.filler.add(STREAM, gap)
+                case _:
+                    self.work.append(effect)
+        self.on_let_go()
+
+    def trim(self, keep_s: float) -> None:
+        self.ingest.call(partial(runtime._trim, self.reader.promise(), keep_s))
+
+    # The source
+
+    def connect(self) -> str:
+        """Do what `SourceRunner._subscribe` does; Unavailable if the journal does not take it."""
+        traits, sub = self.server.traits, self.server.subscription
+        saved = self.reader.fact(HELD)
+        held = msgspec.json.decode(saved, type=int) if saved else 0
+        position = ingest.read_position(self.reader.fact(ingest.position_name(STREAM)))
+        self.ingest.add_stream(STREAM, position, self.journal.tags.identities.__getitem__)
+        self.work.clear()
+        self.wire.clear()
+        self.outstanding = 0
+        self.filling = None
+        reason, self.first = Reason.GATEWAY_DOWN if self.first else Reason.DISCONNECTED, False
+        available = None
+        if sub is not None and sub.id == held and traits.resume != "none":
+            resumed, available = True, tuple(sub.kept) if traits.resume == "transfer" else None
+        else:
+            sub, resumed = self.server.subscribe(), False
+            stream = Stream(STREAM, "urn:x", overflow_detectable=traits.queue_size > 1)
+            self._wait(lambda j: j.save_stream(stream))
+        self.resuming = resumed
+        self.ingest.event(STREAM, sampler.Subscribed(sub.id, self.server.started, resumed, reason, available))
+        self._wait(lambda j: j.set_fact(HELD, msgspec.json.encode(sub.id)))
+        self._begin_filling()
+        self.subscription = sub.id
+        return f"{'resumes' if resumed else 'subscribes'} {sub.id}"
+
+    def disconnect(self) -> None:
+        """The connection breaks; requests and answers on their way are lost."""
+        self.wire.clear()
+        self.outstanding = self.subscription = 0
+
+    def request(self, *, lost: bool = False) -> list[tuple[int, int]]:
+        """Send one Publish request if there is room for its answer; return its acknowledgements."""
+        busy = self.outstanding + len(self.wire)
+        if not self.subscription or self.resuming or self.ingest.full or busy >= self.requests:
+            return []
+        acks = self.acks.take()
+        if lost:
+            self.acks.put_back(acks)
+            return []
+        self.outstanding += 1
+        return acks
+
+    def receive(self, at: int) -> None:
+        """Take one response from the wire."""
+        message = read_publish(self.wire.pop(at))
+        if message.subscription != self.subscription:
+            return
+        self.acks.available(message.subscription, message.available)
+        self.ingest.message(STREAM, message)
+
+    def republish(self) -> None:
+        """Carry out what the machine asks of the server."""
+        effect = self.work.popleft()
+        assert isinstance(effect, sampler.Republish)
+        if effect.subscription != self.subscription:
+            return
+        body = self.server.republish(effect.subscription, effect.sequence)
+        if body is None:
+            self.ingest.event(STREAM, sampler.NotAvailable(effect.sequence))
+        else:
+            self.ingest.message(STREAM, read_republish(body), republished=True)
+
+    def backfill(self) -> None:
+        """Do the next step of filling a gap: read and store, or close."""
+        if self.filling is not None:
+            outcome, stored = self.filling
+            if stored.done():
+                stored.result()
+                self.filling = None
+                self.ingest.event(STREAM, outcome)
+            return
+        if not self.gaps:
+            return
+        _, gap = self.filler._gaps.get_nowait()
+        outcome = sampler.Backfilled(gap, self.server.traits.history, "by what the historian has")
+        if not self.server.traits.history:
+            self.ingest.event(STREAM, outcome)
+            return
+        assert gap.end is not None
+        found = self._history(gap, gap.start - WIDEN, gap.end + WIDEN)
+        new = subtract(found, self.filler._held(STREAM, gap, WIDEN))
+        self.filling = (outcome, self.ingest.call(partial(self.filler._store, STREAM, outcome, new)))
+
+    @property
+    def gaps(self) -> int:
+        """Number of gaps to be filled."""
+        return self.filler._gaps.qsize()
+
+    def _begin_filling(self) -> None:
+        """Do what `Backfiller.begin` does."""
+        self.filler = backfill.Backfiller(self.ingest, self.path, enabled=True, on_rows=lambda rows: None)
+        for gap in self.filler._open_gaps(STREAM):
+            self.filler.add(STREAM, gap)
+
+    def _history(self, gap: Gap, start: int, end: int) -> Batch:
+        names = self.journal.tags.identities
+        found = [
+            s for s in self.server.samples if start < s.source <= end and (gap.tags is None or names[s.tag] in gap.tags)
+        ]
+        return rows_of(found, stamps=self.server.traits.stamps)
+
+    def _wait(self, work: Callable[[Journal], Any]) -> None:
+        """Run work in the next transaction and wait for it, as the source does before it goes on."""
+        answer = self.ingest.call(work)
+        for _ in range(10):
+            self.turn()
+            if answer.done():
+                answer.result()
+                return
+        raise Unavailable("the disk refuses")
+
+
+def rows_of(samples: list[Sample], *, stamps: bool) -> Batch:
+    """Return samples as the historian tells them."""
+    batch = Batch.zeros(len(samples))
+    batch.handle[:] = [s.tag for s in samples]
+    batch.source_ticks[:] = [s.source if stamps else 0 for s in samples]
+    batch.flags[:] = 0 if stamps else SOURCE_NULL
+    batch.server_ticks[:] = [s.source + 7 for s in samples]
+    batch.kind[:] = Kind.DOUBLE
+    batch.bits[:] = np.array([float(s.number) for s in samples], np.float64).view(np.uint64)
+    return batch
+
+
+def numbers_of(batch: Batch) -> list[int]:
+    """Return the numbers of the samples in a batch."""
+    return [int(v) for v in batch.bits.view(np.float64).tolist()]
