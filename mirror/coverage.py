@@ -15,10 +15,11 @@ What this module does not do: decide when an interval may grow (`gateway.sampler
 from __future__ import annotations
 
 import hashlib
+import math
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import msgspec
 
@@ -123,7 +124,19 @@ class IntervalSet:
         return IntervalSet([(self.intervals[0].start, end)]) - self
 
 
-class Reason(StrEnum):
+class _Word(StrEnum):
+    """Words for people: one that a later program added is carried as it stands, never refused."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        if not isinstance(value, str):
+            return None
+        word = str.__new__(cls, value)
+        word._name_ = word._value_ = value
+        return word
+
+
+class Reason(_Word):
     """Why an interval is not covered."""
 
     OVERFLOW = "overflow"  # the server's queue for a tag ran over and it said so
@@ -139,7 +152,7 @@ class Reason(StrEnum):
     QUEUE_UNKNOWN = "queue_unknown"  # the server cannot tell whether its queue ran over
 
 
-class Closure(StrEnum):
+class Closure(_Word):
     """How a gap ended."""
 
     REPUBLISH = "republish"
@@ -148,7 +161,7 @@ class Closure(StrEnum):
     LOST = "lost"
 
 
-class Axis(StrEnum):
+class Axis(_Word):
     """Which time stamp of a server's messages carries the publish time."""
 
     PUBLISH = "publish"  # NotificationMessage.PublishTime
@@ -157,7 +170,7 @@ class Axis(StrEnum):
 
 
 class Grade(StrEnum):
-    """What an interval in a segment claims."""
+    """What an interval in a segment claims. Others are refused: nobody may count as complete what he cannot read."""
 
     COVERED = "covered"  # everything that the server published
     HELD = "held"  # these rows are in the log, but there may be more: pushed, not complete
@@ -206,6 +219,11 @@ class Stream(msgspec.Struct, frozen=True, omit_defaults=True):
     revised_publishing_ms: float = 0.0
     revised_queue_size: int = 0
     overflow_detectable: bool = True
+
+    def __post_init__(self) -> None:
+        # A server may answer with any Double, and JSON knows no NaN: a header with one could not be read again.
+        if not math.isfinite(self.revised_publishing_ms):
+            msgspec.structs.force_setattr(self, "revised_publishing_ms", 0.0)
 
 
 class Coverage(msgspec.Struct, frozen=True, order=True):

@@ -160,6 +160,7 @@ def sign(header: Header, key: Ed25519PrivateKey) -> bytes:
     bare = msgspec.to_builtins(msgspec.structs.replace(header, key_id="", signature=""))
     signature = key.sign(_DOMAIN + canonical(bare)).hex()
     data = canonical({**bare, "key_id": key_id(public_hex(key)), "signature": signature})
+    assert header.format != FORMAT or not isinstance(_parse(data), str), "a header that cannot be read again"
     assert len(data) <= HEADER_BYTES_MAX, f"a header of {len(data)} bytes; tell fewer gaps at a time"
     return data
 
@@ -221,6 +222,8 @@ def _parse(data: bytes) -> tuple[dict[str, Any], Header] | str:
         if not isinstance(bare, dict) or canonical(bare) != data:
             return "the header is not canonical JSON"
         # Fields that a later program added stay in `bare`: they are under its signature.
+        if bare.get("format", FORMAT) != FORMAT:  # then nothing else may mean what it means here
+            return bare, msgspec.convert({"format": bare["format"]}, Header)
         header = msgspec.convert(bare, Header)
         _check_keys(header)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -240,9 +243,10 @@ def _check_keys(header: Header) -> None:
 
 def _verified(bare: dict[str, Any], signature: str, public: str) -> bool:
     try:
-        Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(
-            bytes.fromhex(signature), _DOMAIN + canonical(bare)
-        )
+        raw = bytes.fromhex(signature)
+        if raw.hex() != signature:  # the same 64 bytes in another spelling would be another header
+            return False
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(raw, _DOMAIN + canonical(bare))
     except (InvalidSignature, ValueError):
         return False
     return True

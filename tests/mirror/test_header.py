@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.coverage import Coverage, Gap, Reason, Stream
+from mirror.coverage import Closure, Coverage, Gap, Reason, Stream
 from mirror.errors import Corrupt
 from mirror.header import (
     Clock,
@@ -113,6 +113,35 @@ def test_a_field_of_a_later_program_is_under_the_signature():
     signed = canonical({**later, "key_id": key_id(KEYS["a"]), "signature": signature})
     assert flaw(signed) is None
     assert flaw(canonical({**msgspec.json.decode(signed), "weather": "foul"})) is Flaw.MIS_SIGNED
+
+
+def test_a_signature_in_another_spelling_is_another_header_and_does_not_pass():
+    bare = msgspec.json.decode(SIGNED)
+    for spelt in (bare["signature"].upper(), bare["signature"][:2] + " " + bare["signature"][2:]):
+        assert flaw(canonical({**bare, "signature": spelt})) is Flaw.MIS_SIGNED
+
+
+def test_a_later_format_is_newer_whatever_its_members_are():
+    bare = msgspec.json.decode(SIGNED)
+    assert flaw(canonical({**bare, "format": 2, "rows": {"each": 1}, "intervals": "elsewhere"})) is Flaw.NEWER
+    assert flaw(canonical({**bare, "format": "two"})) is Flaw.ALTERED
+
+
+def test_words_of_a_later_program_are_carried_and_its_grades_are_not():
+    later = msgspec.structs.replace(
+        HEADER, gaps=(msgspec.structs.replace(HEADER.gaps[0], reason=Reason("audit"), closed_by=Closure("aliens")),)
+    )
+    found = examine(sign(later, A), "g", KEYS, 3)
+    assert isinstance(found, Header)
+    assert (found.gaps[0].reason, found.gaps[0].closed_by) == ("audit", "aliens")
+    bare = msgspec.json.decode(SIGNED)
+    assert flaw(canonical({**bare, "intervals": [{**bare["intervals"][0], "grade": "guessed"}]})) is Flaw.ALTERED
+
+
+def test_a_publishing_interval_that_is_no_number_does_not_spoil_the_log():
+    for odd in (float("nan"), float("inf")):
+        header = msgspec.structs.replace(HEADER, streams=(Stream("s", "urn:x", revised_publishing_ms=odd),))
+        assert flaw(sign(header, A)) is None
 
 
 def test_segment_0_enrols_its_own_writer_and_only_when_nobody_is_known():
