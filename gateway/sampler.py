@@ -230,12 +230,14 @@ class Sampler:
         origin: The replica's name, written into all that is claimed.
         position: Where the journal says that the stream stands; None for a stream never seen.
         identity: Turns an overflowed handle into the tag's identity for the gap ledger.
+        is_used: Tells whether the journal knows a timeline of the stream by that name.
     """
 
     stream: str
     origin: str
     position: Position | None
     identity: Callable[[int], str]
+    is_used: Callable[[str], bool] = lambda timeline: False
     axis: Axis | None = None
     subscription: int = 0
     expected: int = 0  # 0: no subscription
@@ -327,18 +329,29 @@ class Sampler:
         assert self._break is not None
         (reason, server_start), here = self._break, self.position
         self._break = None
-        timeline = timeline_name(server_start, ticks)
+        timeline, start = "", ticks - 1
         effects: list[Effect] = []
-        start = ticks - 1
         if here is not None:
             same_server = here.timeline.partition("-")[0] == str(server_start)
-            if same_server and start >= here.cursor:
-                timeline = here.timeline
             end = max(start, here.cursor, here.covered + 1)
+            if same_server and ticks >= here.cursor - STILL_TICKS:
+                timeline, start = here.timeline, end
             effects += self._gap(here.timeline, here.covered, end, reason if same_server else Reason.SERVER_RESTART)
             effects += self._hold(here.timeline, here.covered, here.cursor)
+        timeline = timeline or self._named(server_start, ticks)
         self.position = Position(timeline, start, start, start, 0, self.subscription, self.axis)
         return effects
+
+    def _named(self, server_start: int, ticks: int) -> str:
+        """Return a name that no timeline of the stream has had.
+
+        A clock without a battery starts at the same time again and again; intervals under a name that was
+        used before would be taken for pushed.
+        """
+        used = "" if self.position is None else self.position.timeline
+        while (name := timeline_name(server_start, ticks)) == used or self.is_used(name):
+            ticks += 1
+        return name
 
     # Messages
 
@@ -504,11 +517,9 @@ class Sampler:
         assert self.position is not None
         if self.axis is Axis.NONE:
             return effects
-        ticks = max(ticks, self.position.cursor)
         if self._lost:
-            self.position = replace(self.position, cursor=ticks)
-            return effects + self._break_at(ticks, Reason.MISSED)
-        return effects + self._claim(ticks)
+            return effects + self._break_at(max(ticks, self.position.cursor + 1), Reason.MISSED)
+        return effects + self._claim(max(ticks, self.position.cursor))
 
     # Claims and gaps
 
@@ -524,7 +535,7 @@ class Sampler:
     def _break_at(self, ticks: int, reason: Reason) -> list[Effect]:
         """Messages before `ticks` are missing: declare the gap, claim anew from there."""
         here = self.position
-        assert here is not None
+        assert here is not None and ticks > here.covered, "a gap has a length"
         self._lost = False
         self._count(reason)
         effects = self._gap(here.timeline, here.covered, ticks, reason)
@@ -540,7 +551,7 @@ class Sampler:
             return []
         self._count("clock_back")
         effects = self._hold(here.timeline, here.covered, here.cursor)
-        timeline = timeline_name(int(here.timeline.partition("-")[0]), ticks)
+        timeline = self._named(int(here.timeline.partition("-")[0]), ticks)
         start = ticks - 1
         self.position = replace(here, timeline=timeline, start=start, covered=start, cursor=start)
         return effects

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -212,7 +213,8 @@ class Ingest:
     def add_stream(self, stream: str, position: Position | None, identity: Callable[[int], str]) -> None:
         """Add a stream's machine, once; call before its first event."""
         if stream not in self._samplers:
-            self._samplers[stream] = Sampler(stream, self.replica, position, identity)
+            is_used = partial(self.journal.has_timeline, stream)
+            self._samplers[stream] = Sampler(stream, self.replica, position, identity, is_used)
 
     def sampler(self, stream: str) -> Sampler | None:
         """Return a stream's machine, to be looked at only."""

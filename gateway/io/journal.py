@@ -257,6 +257,15 @@ class Journal:
         self._pending.append(batch)
         return seq
 
+    def has_timeline(self, stream: str, timeline: str) -> bool:
+        """Tell whether anything was ever stored or claimed on a timeline."""
+        found: int = self._db.execute(
+            "SELECT EXISTS (SELECT 1 FROM lane WHERE stream = ? AND timeline = ?)"
+            " OR EXISTS (SELECT 1 FROM coverage WHERE stream = ? AND timeline = ?)",
+            (stream, timeline, stream, timeline),
+        ).get
+        return bool(found)
+
     def extend(self, coverage: Coverage) -> None:
         """Add an interval to the coverage; it joins what it touches of the same key and grade."""
         assert self._open

@@ -401,6 +401,40 @@ def test_publish_time_going_back_begins_a_new_timeline_and_loses_nothing() -> No
     assert not ledger.gaps and len(ledger.covered(names[3])) == 1
 
 
+def test_a_new_subscription_within_one_tick_of_the_server_s_clock_goes_on_behind_what_is_stored() -> None:
+    ledger = live(count=1)
+    ledger(message(2, 100))
+    ledger(Subscribed(2, 7, resumed=False, reason=Reason.DISCONNECTED))
+    ledger(message(1, 100))
+    assert len({s.timeline for s in ledger.stored}) == 1
+    ends = [s.pub_to for s in ledger.stored]
+    assert ends == sorted(set(ends))
+    (gap,) = ledger.gaps.values()
+    assert gap.end is not None and gap.end > gap.start and not ledger.covered() & IntervalSet([(gap.start, gap.end)])
+
+
+def test_no_name_of_a_timeline_is_used_twice() -> None:
+    """A server without a clock of its own starts at the same time whenever it has been off."""
+    used: set[str] = set()
+    ledger = fresh()
+    ledger.machine.is_used = used.__contains__
+    for server_start in (7, 8, 7, 8):
+        ledger(Subscribed(1, server_start, resumed=False, reason=Reason.DISCONNECTED))
+        ledger(message(1, 100))
+        assert ledger.stored[-1].timeline not in used
+        ledger(message(2, 50))  # and its clock is set back
+        used |= {s.timeline for s in ledger.stored}
+    assert len(used) == 8
+
+
+def test_a_keep_alive_at_a_standing_clock_still_gives_a_gap_its_length() -> None:
+    ledger = live()
+    ledger(alive(5, 300))
+    ledger(NotAvailable(4))
+    (gap,) = ledger.gaps.values()
+    assert gap.end is not None and gap.end > gap.start
+
+
 def test_two_messages_of_one_publish_time_get_intervals_that_differ() -> None:
     ledger = live(count=1)
     ledger(message(2, 100))
