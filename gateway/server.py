@@ -7,7 +7,7 @@ Source: OPC UA Part 4, 5.13.2 (monitored items), 5.14.2 (subscriptions); Part 5,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -88,6 +88,12 @@ def facts_of(values: Sequence[Any]) -> ServerFacts:
     stated = [n if isinstance(n, int) else 0 for n in limits]
     start_ticks = start if isinstance(start, int) else 0
     return ServerFacts(uri, uris, start_ticks, f"{product or ''} {version or ''}".strip(), Limits(*stated))
+
+
+def complete(what: str, results: Sized, asked: Sized) -> None:
+    """Raise Corrupt if a service answered for more or fewer things than it was asked for."""
+    if len(results) != len(asked):
+        raise Corrupt(f"{what}: {len(results)} results where {len(asked)} were asked for")
 
 
 class MonitoredItem(NamedTuple):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 import numpy as np
@@ -29,9 +30,15 @@ BAD_NODE_ID_UNKNOWN = 0x80340000
 BAD_CONTINUATION_POINT = 0x804A0000
 BAD_TOO_MANY_OPERATIONS = 0x80100000
 _BAD = 0x80000000
+_EPOCH = datetime(1601, 1, 1, tzinfo=UTC)
 
 
 Key = tuple[int, int, int, int, bytes]  # source time and picoseconds, status, kind, value
+
+
+def time_of(ticks: int) -> datetime:
+    """Return the microsecond that a time in ticks lies in, within what a datetime can hold."""
+    return _EPOCH + timedelta(microseconds=min(max(ticks, 0) // 10, 2**58 // 10))
 
 
 class Historian(Protocol):

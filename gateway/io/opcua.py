@@ -19,9 +19,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence, Sized
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -35,6 +35,7 @@ from asyncua.crypto import security_policies
 from asyncua.crypto.uacrypto import CertProperties, der_from_x509, x509_from_der
 from asyncua.ua.ua_binary import nodeid_from_binary, nodeid_to_binary, struct_from_binary
 
+from gateway import server
 from gateway.browse import node_text
 from gateway.config import Source
 from gateway.decode import read_republish, read_values, response_ticks
@@ -42,16 +43,7 @@ from gateway.io import history
 from gateway.io.browse import browse
 from gateway.io.trust import application_uri
 from gateway.io.trust import check as check_certificate
-from gateway.server import (
-    FACT_NODES,
-    OPERATOR_MENDS,
-    MonitoredItem,
-    Refused,
-    Revised,
-    ServerFacts,
-    Subscription,
-    facts_of,
-)
+from gateway.server import FACT_NODES, OPERATOR_MENDS, MonitoredItem, Refused, Revised, ServerFacts, Subscription
 from mirror.batch import Batch, Kind, concat
 from mirror.errors import ConfigError, Corrupt, MirrorError, Unavailable
 from mirror.status import status_name
@@ -66,7 +58,6 @@ _BAD = 0x80000000
 _VALUE, _USER_ACCESS_LEVEL = 13, 18
 _NOWHERE = "ns=65535;i=0"  # what no server has: the row then says BadNodeIdUnknown
 _HISTORY_READ = 0x04  # bit of AccessLevel
-_EPOCH = datetime(1601, 1, 1, tzinfo=UTC)
 
 
 class _Secret(msgspec.Struct, frozen=True):
@@ -165,8 +156,7 @@ class Connection:
 
     async def check(self) -> None:
         """Ask the server whether it runs; raise Unavailable if it does not say so in time."""
-        state = (await self.attributes(["i=2259"], 13))[0]
-        if state != 0:
+        if (state := (await self.attributes(["i=2259"], _VALUE))[0]) != 0:
             raise Unavailable(f"{self.url} is in state {state}; a running server is in state 0")
 
     @contextlib.asynccontextmanager
@@ -185,6 +175,7 @@ class Connection:
             with _reactions(f"{what} to {self.url}", operator=True):
                 await self._secure(client)
                 await client.connect_socket()
+                _fail_at_once(client.uaclient.protocol)
                 await client.send_hello()
                 client.uaclient.protocol._connection._limits.max_message_size = MESSAGE_BYTES_MAX
                 await client.open_secure_channel()
@@ -245,9 +236,8 @@ class Connection:
 
     async def _ask(self, what: str, request: object, timeout: float | None = None) -> bytes:
         """Send a request and return the whole response."""
-        session = self._session()
         with _reactions(what):
-            buffer = await session._send_request(request, timeout)
+            buffer = await self._session()._send_request(request, timeout)
         body: bytes = buffer._data[buffer._cur_pos :]
         return body
 
@@ -347,7 +337,7 @@ class Connection:
                 size = max(1, size // 2)
                 continue
             ticks = response_ticks(body)
-            _complete("CreateMonitoredItems", response.Results, part)
+            server.complete("CreateMonitoredItems", response.Results, part)
             for item, r in zip(part, response.Results, strict=True):
                 if r.StatusCode.value & _BAD:
                     refused[item.handle] = r.StatusCode.value
@@ -382,7 +372,7 @@ class Connection:
         except Refused as error:
             refused.update(dict.fromkeys(subscriptions, error.code))
             return {}
-        _complete("TransferSubscriptions", results, subscriptions)
+        server.complete("TransferSubscriptions", results, subscriptions)
         ours = {}
         for subscription, result in zip(subscriptions, results, strict=True):
             if result.StatusCode.value & _BAD:
@@ -396,7 +386,7 @@ class Connection:
     async def server_facts(self) -> ServerFacts:
         """Return what the server says of itself; asked once for each connection."""
         if self._facts is None:
-            self._facts = facts_of(await self.attributes(FACT_NODES, _VALUE))
+            self._facts = server.facts_of(await self.attributes(FACT_NODES, _VALUE))
         return self._facts
 
     async def browse(self, device: str, roots: Sequence[str], exclude: Sequence[str] = ()) -> list[Tag]:
@@ -489,7 +479,7 @@ class Connection:
         """Send one HistoryRead for nodes with their continuation points and return the response."""
         request = ua.HistoryReadRequest()
         request.Parameters.HistoryReadDetails = ua.ReadRawModifiedDetails(
-            IsReadModified=False, StartTime=_time(start_ticks), EndTime=_time(end_ticks + 9),
+            IsReadModified=False, StartTime=history.time_of(start_ticks), EndTime=history.time_of(end_ticks + 9),
             NumValuesPerNode=history.PAGE_ROWS, ReturnBounds=False,
         )  # fmt: skip
         request.Parameters.TimestampsToReturn = ua.TimestampsToReturn.Both
@@ -530,9 +520,18 @@ def _reactions(what: str, *, operator: bool = False) -> Iterator[None]:
         raise Corrupt(f"{what}: the answer cannot be read: {error!r}") from error
 
 
-def _complete(what: str, results: Sized, asked: Sized) -> None:
-    if len(results) != len(asked):
-        raise Corrupt(f"{what}: {len(results)} results where {len(asked)} were asked for")
+def _fail_at_once(protocol: Any) -> None:
+    """Let nothing be sent on a lost connection: asyncua would wait for the answer, to a Publish for ever."""
+    send = protocol._send_request
+
+    def send_if_open(*arguments: Any, **named: Any) -> Any:
+        if protocol.is_closed:
+            raise ConnectionError("connection lost")
+        return send(*arguments, **named)
+
+    protocol._send_request = send_if_open
+    if protocol.is_closed:
+        raise ConnectionError("connection lost")
 
 
 def _policy(security: str) -> Any:
@@ -553,10 +552,6 @@ def _first(chain: bytes | None) -> bytes:
     return bytes(der_from_x509(certificate))  # type: ignore[no-untyped-call]
 
 
-def _time(ticks: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=min(max(ticks, 0) // 10, 2**58 // 10))
-
-
 def _create_request(item: MonitoredItem, node: str) -> Any:
     return ua.MonitoredItemCreateRequest(
         ItemToMonitor=ua.ReadValueId(NodeId=_node_id(node), AttributeId=ua.AttributeIds.Value),
@@ -574,11 +569,13 @@ _METHODS: dict[Any, dict[str, tuple[str, ...]]] = {
         "create_subscription": ("self", "params", "callback"), "restore_authentication_token": ("self", "token"),
     },
     Client: dict.fromkeys(("_activate_with_credentials", "_start_renew_loop", "create_session"), ("self",)),
-    UASocketProtocol: {"_fail_all_pending": ("self", "exc")},
+    UASocketProtocol: {
+        "_fail_all_pending": ("self", "exc"), "_send_request": ("self", "request", "timeout", "message_type"),
+    },
 }  # fmt: skip
 _NAMES: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (Client("opc.tcp://127.0.0.1"), ("_server_nonce", "_policy_ids", "_renew_channel_task", "max_messagesize")),
-    (UASocketProtocol(), ("_connection", "transport")),
+    (UASocketProtocol(), ("_connection", "transport", "is_closed")),
     (UASocketProtocol()._connection, ("_limits",)),
     (UASocketProtocol()._connection._limits, ("max_message_size",)),
     (Buffer(b""), ("_data", "_cur_pos")),

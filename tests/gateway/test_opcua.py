@@ -423,6 +423,19 @@ def test_waiting_publish_fails_when_the_connection_is_dropped(on_press: Test) ->
     on_press(work)
 
 
+def test_publish_on_a_connection_that_is_gone_fails_at_once(on_press: Test) -> None:
+    async def work(made: Press) -> None:
+        async with connected(made) as connection:
+            await subscribe(connection, "Press.Cycle")
+            connection.abort()
+            await asyncio.sleep(0.05)  # until the transport has said so; nobody waits for anything meanwhile
+            with pytest.raises(Unavailable):
+                async with asyncio.timeout(1):
+                    await connection.publish()
+
+    on_press(work)
+
+
 def test_waiting_publish_fails_when_the_server_goes_away() -> None:
     async def work() -> None:
         async with press() as made:
