@@ -333,7 +333,7 @@ class Sampler:
         effects: list[Effect] = []
         if here is not None:
             same_server = here.timeline.partition("-")[0] == str(server_start)
-            end = max(start, here.cursor, here.covered + 1)
+            end = max(start, here.cursor + 1)
             if same_server and ticks >= here.cursor - STILL_TICKS:
                 timeline, start = here.timeline, end
             effects += self._gap(here.timeline, here.covered, end, reason if same_server else Reason.SERVER_RESTART)
