@@ -54,6 +54,7 @@ _HEADER = struct.Struct("<BBHIIIIqqB")
 _CRC_AT, _CRC_END = 4, 8
 
 _SERVER_AXIS, _FLAGS, _KINDS, _PICOSECONDS, _STATUS, _NO_SOURCE = 1, 2, 4, 8, 16, 32
+_LAYOUT_BITS = 0x3F
 
 #: From here on every plane ends its zstd block, so that noise and order do not share one Huffman table.
 _SPLIT_ROWS_MIN = 500
@@ -279,6 +280,8 @@ def _open(data: bytes) -> tuple[int, int, int, int, int, int, int, int, int]:
     version, layout, code, crc, n, size, first, t0, t1, kind = _HEADER.unpack_from(data)
     if version != VERSION:
         raise Corrupt(f"a chunk has version {version}; this program reads version {VERSION}")
+    if layout & ~_LAYOUT_BITS:
+        raise Corrupt(f"a chunk has the layout bits 0x{layout:02x}; this program knows 0x{_LAYOUT_BITS:02x}")
     if n > ROWS_MAX or size > COLUMNS_BYTES_MAX:
         raise Corrupt(f"a chunk claims {n} rows in {size} bytes; at most {ROWS_MAX} in {COLUMNS_BYTES_MAX}")
     return layout, code, crc, n, size, first, t0, t1, kind

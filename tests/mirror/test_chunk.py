@@ -171,6 +171,14 @@ def test_another_version_is_refused_by_name() -> None:
             read(reseal(b"\2" + whole[1:]))
 
 
+@pytest.mark.parametrize("bit", [0x40, 0x80])
+def test_a_layout_of_a_later_program_is_refused(bit: int) -> None:
+    whole = chunk.encode(next(mix(100, 1)))
+    for read in (chunk.decode, chunk.peek):
+        with pytest.raises(Corrupt, match="layout"):
+            read(reseal(whole[:1] + bytes((whole[1] | bit,)) + whole[2:]))
+
+
 def test_the_reference_mix_stays_under_its_bytes_per_change() -> None:
     *_, batch = mix(10_000, 2)
     data = chunk.encode(batch)
