@@ -27,13 +27,28 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mirror.batch import IN_HEAP, NO_HEAP, SERVER_NULL, SOURCE_NULL, Batch, Heap, Kind, canonical_order, concat
+from mirror.batch import (
+    AHEAD,
+    CONTENT_FLAGS,
+    IN_HEAP,
+    NO_HEAP,
+    NO_VALUE,
+    SERVER_NULL,
+    SOURCE_NULL,
+    Batch,
+    Heap,
+    Kind,
+    canonical_order,
+    concat,
+)
 from mirror.errors import Corrupt
 from mirror.facts import decode_facts, encode_facts
 from mirror.tags import Tag, TagTable
-from mirror.variant import Structure, body_size, numbers, readable
+from mirror.variant import Structure, Texts, body_size
 
-__all__ = ["decode", "decode_facts", "encode", "encode_facts", "footer_size", "read_facts", "read_header"]
+__all__ = [
+    "decode", "decode_facts", "encode", "encode_facts", "footer_size", "read_facts", "read_format", "read_header",
+]  # fmt: skip
 
 FORMAT = "1"
 ROW_GROUP_ROWS = 32_768
@@ -85,6 +100,9 @@ _BOUNDS = {
     Kind.UINT16: (0, 2**16 - 1), Kind.INT32: (-(2**31), 2**31 - 1), Kind.UINT32: (0, 2**32 - 1),
     Kind.INT64: (-(2**63), 2**63 - 1), Kind.DATETIME: (-(2**63), 2**63 - 1), Kind.STATUSCODE: (0, 2**32 - 1),
 }  # fmt: skip
+_FLAGS = np.uint8(CONTENT_FLAGS | AHEAD)
+#: Kinds of records that are not data changes (`mirror.batch.Kind`): carried, and not looked into.
+_RESERVED = ((np.arange(256) & 0x3F) >= Kind.RESERVED_EVENT).tolist()
 _IS_I64 = np.zeros(256, np.bool_)
 _LOW, _HIGH = np.zeros(256, np.int64), np.zeros(256, np.int64)
 for _kind, (_low, _high) in _BOUNDS.items():
@@ -123,12 +141,13 @@ def encode(
     """
     assert len(batch) <= ROWS_MAX, f"{len(batch)} rows; cut segments at {ROWS_MAX}"
     assert len(batch.heap.data) <= HEAP_BYTES_MAX, f"{len(batch.heap.data)} bytes; cut segments at {HEAP_BYTES_MAX}"
+    assert not (batch.flags & ~_FLAGS).any(), "a flag that format 1 does not have"
     assert not ordered or (np.diff(tags.rank[batch.handle].astype(np.int64)) >= 0).all(), "rows are not in order"
     footer_bytes = len(header) + len(facts) * 4 // 3
     assert footer_bytes < FOOTER_BYTES_MAX // 2, f"{footer_bytes} bytes of header and facts; tell less at a time"
     header.decode()  # the footer's key-value store is text; readers written in Rust insist
     rows = batch if ordered else _reorder(batch, canonical_order(batch, tags.rank))
-    bodies, texts = _binary(batch.heap), _Texts(structures)
+    bodies, texts = _binary(batch.heap), Texts(structures)
     out = pa.BufferOutputStream()
     writer = _writer(out)
     for start in range(0, len(rows), ROW_GROUP_ROWS):
@@ -228,22 +247,7 @@ def _decimals(bits: NDArray[np.uint64], present: NDArray[np.bool_]) -> pa.Array:
     return pa.Array.from_buffers(pa.decimal128(20, 0), len(bits), [valid, pa.py_buffer(wide.tobytes())])
 
 
-class _Texts:
-    """Readable text of heap values, each distinct body worked out once per segment."""
-
-    def __init__(self, structures: Mapping[str, Structure]) -> None:
-        self.structures = structures
-        self.known: dict[tuple[int, bytes], str] = {}
-
-    def of(self, kind: int, body: bytes) -> str:
-        text = numbers(kind, body) or self.known.get((kind, body))
-        if text is None:
-            text = readable(kind, body, self.structures).encode("utf-8", "replace").decode()
-            self.known[kind, body] = text
-        return text
-
-
-def _heap_columns(rows: Batch, bodies: pa.Array, texts: _Texts) -> dict[str, pa.Array]:
+def _heap_columns(rows: Batch, bodies: pa.Array, texts: Texts) -> dict[str, pa.Array]:
     """Return `text` and `bytes`; a regular String stands in `text` alone, a null String in neither."""
     n, where = len(rows), np.flatnonzero(IN_HEAP[rows.kind])
     if len(where) == 0:
@@ -328,7 +332,8 @@ def decode(data: bytes, tags: TagTable | None = None) -> tuple[Batch, TagTable]:
     Raises:
         Corrupt: Not a segment, or not the one it was written as; `tags` is as it was.
     """
-    _metadata(data)
+    if (known := read_format(data)) != FORMAT:
+        raise Corrupt(f"a segment of format {known[:20]}; this program reads format {FORMAT}", hint="update edgemirror")
     table = TagTable() if tags is None else tags
     seen = _Seen(table)
     try:
@@ -381,6 +386,8 @@ def _read(file: Any, group: int) -> dict[str, pa.Array]:
 
 def _rows(columns: Mapping[str, pa.Array], seen: _Seen) -> Batch:
     kind, flags = _bounded(columns["kind"], 2**8, np.uint8), _bounded(columns["flags"], 2**8, np.uint8)
+    _same(flags & ~_FLAGS, np.zeros(1, np.uint8), "flags are those of format 1")
+    _same((flags & NO_VALUE != 0) & (kind != Kind.NULL), np.zeros(1, np.bool_), "without a value kind is 0")
     source_ticks, server_ticks = _times(columns, flags)
     bits = _bits(columns, kind)
     heap = _heap(columns["text"], columns["bytes"], kind)
@@ -429,7 +436,7 @@ def _times(columns: Mapping[str, pa.Array], flags: NDArray[np.uint8]) -> tuple[N
     return ticks, np.where(lagged, ticks + lag, alone_ticks)
 
 
-def _same(found: NDArray[np.bool_], wanted: NDArray[np.bool_], rule: str) -> None:
+def _same(found: NDArray[Any], wanted: NDArray[Any], rule: str) -> None:
     if (found != wanted).any():
         raise Corrupt(f"{int((found != wanted).sum())} rows break the rule: {rule}")
 
@@ -464,7 +471,7 @@ def _heap(text: pa.Array, body: pa.Array, kind: NDArray[np.uint8]) -> Heap:
     if not in_heap.any():
         return NO_HEAP
     for k, entry in zip(kind[has_body].tolist(), body.drop_null().to_pylist(), strict=True):
-        if body_size(entry, 0, k) != len(entry):
+        if not _RESERVED[k] and body_size(entry, 0, k) != len(entry):
             raise Corrupt(f"{len(entry)} bytes are not one value of kind 0x{k:02x}")
     plain = has_text & ~has_body
     null = in_heap & ~has_text
@@ -549,12 +556,17 @@ def footer_size(tail: bytes) -> int:
 
 
 def read_header(data: bytes) -> bytes:
-    """Return the header of a segment.
+    """Return the header of a segment, of whatever format the rest of it is: the chain needs nothing else.
 
     Args:
         data: The file, or its end: at least `footer_size` bytes.
     """
     return _metadata(data)[_HEADER_KEY]
+
+
+def read_format(data: bytes) -> str:
+    """Return the format of a segment's columns, from a whole file or its end; `decode` reads FORMAT alone."""
+    return _metadata(data)[_FORMAT_KEY].decode("utf-8", "replace")
 
 
 def read_facts(data: bytes) -> bytes:
@@ -573,6 +585,6 @@ def _metadata(data: bytes) -> dict[bytes, bytes]:
         metadata: dict[bytes, bytes] = pq.read_metadata(pa.BufferReader(data[-size:])).metadata or {}
     except _ARROW_ERRORS as error:
         raise Corrupt(f"a footer of {size} bytes cannot be read: {str(error)[:200]}") from error
-    if metadata.get(_FORMAT_KEY) != FORMAT.encode() or _HEADER_KEY not in metadata:
-        raise Corrupt(f"a footer with the keys {sorted(metadata)[:9]} is not that of a segment of format {FORMAT}")
+    if _FORMAT_KEY not in metadata or _HEADER_KEY not in metadata:
+        raise Corrupt(f"a footer with the keys {sorted(metadata)[:9]} is not that of a segment")
     return metadata

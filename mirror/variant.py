@@ -29,7 +29,16 @@ from mirror.errors import Corrupt
 from mirror.status import status_name
 from mirror.wire import NESTING_MAX, Reader, Wire, body_size, decode, encode, nest
 
-__all__ = ["Structure", "StructureField", "body_size", "decode", "encode", "iso", "numbers", "readable", "status_name"]
+__all__ = [
+    "Structure", "StructureField", "Texts", "body_size", "decode", "encode", "iso", "numbers", "readable",
+    "status_name",
+]  # fmt: skip
+
+
+#: A body longer than this has the empty text (16 times as much for an array of numbers), and so have those for
+#: which nothing is left of a segment's share: one byte of a hostile value may read as thirty.
+TOLD_BODY_BYTES_MAX = 256 * 1024
+TOLD_MAX = 256 * 1024**2  # characters in a segment
 
 
 class StructureField(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -109,6 +118,28 @@ def numbers(kind: int, body: Wire) -> str | None:
         return None
     items = np.frombuffer(body, dtype, offset=4)
     return str(items.tolist()).replace(" ", "") if np.isfinite(items).all() else None
+
+
+class Texts:
+    """Readable text of heap values, each distinct body worked out once per segment."""
+
+    def __init__(self, structures: Mapping[str, Structure]) -> None:
+        self.structures = structures
+        self.known: dict[tuple[int, bytes], str] = {}
+        self.left = TOLD_MAX
+
+    def of(self, kind: int, body: bytes) -> str:
+        """Return `readable` of a body, or the empty text where that would be too much."""
+        if self.left <= 0 or len(body) > 16 * TOLD_BODY_BYTES_MAX:
+            return ""
+        text = numbers(kind, body) or self.known.get((kind, body))
+        if text is None:
+            if len(body) > TOLD_BODY_BYTES_MAX:
+                return ""
+            text = readable(kind, body, self.structures).encode("utf-8", "replace").decode()
+            self.known[kind, body] = text
+        self.left -= len(text)
+        return text
 
 
 def _json(value: Any) -> str:

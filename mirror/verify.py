@@ -224,6 +224,10 @@ class _Walk:
             self._found(Finding(header.seq - 1, Flaw.ALTERED, "its bytes are not those that its successor names"))
 
     def _is_body_good(self, header: Header, data: bytes) -> bool:
+        if (format := segment.read_format(data)) != segment.FORMAT:
+            told = f"columns of format {format[:20]}; this program knows {segment.FORMAT}"
+            self._found(Finding(header.seq, Flaw.NEWER, told))
+            return False
         try:
             rows, tags = segment.decode(data)
             facts = segment.read_facts(data)

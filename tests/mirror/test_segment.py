@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mirror import segment
+from mirror import chunk, segment, variant
 from mirror.batch import (
     AHEAD,
     ARRAY,
@@ -427,6 +427,8 @@ LIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "a status of 33 bits": ({}, {"status": [2**32]}),
     "negative picoseconds": ({}, {"source_ps": [-1]}),
     "flags that are no byte": ({}, {"flags": [-1]}),
+    "a flag that nothing signs": ({}, {"flags": [0x10]}),
+    "no value beside a value": ({}, {"flags": [NO_VALUE]}),
     "a kind without its value": ({}, {"kind": [Kind.DOUBLE]}),
     "a value beside the kind's": ({}, {"f64": [1.0]}),
     "a null value with a number": ({"kind": Kind.NULL, "bits": 0}, {"i64": [0]}),
@@ -494,7 +496,30 @@ def test_a_file_without_our_footer_keys_is_corrupt(key: bytes) -> None:
     refused(broken, "footer with the keys")
     with pytest.raises(Corrupt):
         segment.read_header(broken)
-    refused(rewritten(one(), {}, {b"edgemirror.format": b"2"}))
+
+
+def test_of_a_later_format_the_header_is_read_and_the_columns_are_refused() -> None:
+    later = rewritten(one(), {}, {b"edgemirror.format": b"2"})
+    refused(later, "format 2")
+    assert (segment.read_format(later), segment.read_header(later)) == ("2", HEADER)
+
+
+@pytest.mark.parametrize("kind", [Kind.RESERVED_EVENT, Kind.RESERVED_ALARM, 63, Kind.RESERVED_EVENT | ARRAY])
+def test_records_of_reserved_kinds_are_carried(kind: int) -> None:
+    batch = from_rows([(1, NOW_TICKS, NOW_TICKS, 0, 0, 0, 0, kind, b"\2of no Variant\xff")])
+    assert equal(segment.decode(segment.encode(batch, TAGS, HEADER), TAGS)[0], batch)
+    assert equal(chunk.decode(chunk.encode(batch)), batch)
+
+
+def test_values_that_would_read_as_too_much_text_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variant, "TOLD_BODY_BYTES_MAX", 100)
+    monkeypatch.setattr(variant, "TOLD_MAX", 1000)
+    blob, many, short = encode(15, b"x" * 200), encode(0x83, [7] * 1000), encode(0x83, [1] * 300)
+    stamps = [(blob, 15), (many, 0x83), *[(short, 0x83)] * 4]
+    batch = from_rows([(1, NOW_TICKS + i, NOW_TICKS, 0, 0, 0, 0, k, b) for i, (b, k) in enumerate(stamps)])
+    data = segment.encode(batch, TAGS, HEADER)
+    assert [len(text) for text in columns(data)["text"].to_pylist()] == [0, 2001, 0, 0, 0, 0]
+    assert equal(segment.decode(data, TAGS)[0], batch), "and lose nothing"
 
 
 def test_a_truncated_file_is_corrupt_wherever_it_ends() -> None:

@@ -146,6 +146,15 @@ def test_samples_that_are_not_those_signed_are_altered_even_under_a_genuine_head
     assert verify_store(writer.store, LAYOUT).streams[0].holes == [(30, 40)]
 
 
+def test_columns_of_a_later_format_are_newer_and_promise_nothing(monkeypatch: pytest.MonkeyPatch):
+    writer = log(3)
+    monkeypatch.setattr(segment, "FORMAT", "2")
+    writer.write(6)
+    monkeypatch.undo()
+    assert flaws(writer) == [(3, "newer")]
+    assert verify_store(writer.store, LAYOUT).streams[0].newest == 30
+
+
 def test_facts_that_are_not_those_signed_are_altered():
     writer = log()
     header = segment.read_header(body(writer, 1))
