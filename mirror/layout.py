@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from mirror.errors import ConfigError
 
-#: Twenty digits hold every 64-bit sequence number.
+#: Twenty digits hold every 64-bit sequence number; SQLite and JSON readers hold those below 2**63.
 SEQUENCE_DIGITS = 20
+SEQUENCES_END = 2**63
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SEGMENT = re.compile(rf"log/(\d{{{SEQUENCE_DIGITS}}})\.parquet")
@@ -81,7 +82,7 @@ class Layout:
         if not key.startswith(self.root):
             return None
         match = _SEGMENT.fullmatch(key, len(self.root))
-        return int(match[1]) if match else None
+        return int(match[1]) if match and int(match[1]) < SEQUENCES_END else None
 
 
 def table(prefix: str, name: str) -> str:

@@ -27,6 +27,9 @@ from mirror.prefix import Prefix, Saved
 from mirror.store import Object, ObjectStore
 from mirror.tags import TagTable
 
+MISSING_MAX = 1_000  # of a run of numbers without an object so many are told one by one
+SEGMENT_BYTES_MAX = 2**30  # a larger object is no segment: it is not even fetched
+
 #: Called with each good segment: its header, its rows, and the table of all tags so far.
 Visitor = Callable[[Header, Batch, TagTable], None]
 
@@ -142,17 +145,25 @@ class _Walk:
         self.gaps: dict[str, Gap] = {}
         self.sources: dict[str, str] = {}
         self.promise = Promise()
+        self.found: set[tuple[int, Flaw]] = set()
 
     def run(self) -> None:
         floor = self.store.get(self.layout.floor)
         if floor is not None:
             self._from_floor(floor)
         self.told.first = self.prefix.at.seq
-        names = self._names()
-        end = max([*names, *self.known, self.prefix.at.seq - 1]) + 1
-        for seq in range(self.prefix.at.seq, end):
-            self._segment(seq, self.store.get(self.layout.segment(seq)) if seq in names else None)
-        self.told.next = end
+        sizes, at = self._sizes(), self.prefix.at.seq
+        for seq in sorted(sizes.keys() | {seq for seq in self.known if seq >= at}):
+            self._missing(at, seq)
+            self._segment(seq, sizes.get(seq))
+            at = seq + 1
+        self.told.next = at
+
+    def _missing(self, start: int, end: int) -> None:
+        """Name what is missing of `start` to `end - 1`; anybody can write an object with a number far above."""
+        for seq in range(start, min(end, start + MISSING_MAX)):
+            up_to = f", nor up to {end - 1}" if seq == start + MISSING_MAX - 1 and seq < end - 1 else ""
+            self._found(Finding(seq, Flaw.MISSING, f"no object has its name{up_to}"))
 
     def _from_floor(self, floor: Object) -> None:
         try:
@@ -166,17 +177,22 @@ class _Walk:
         self.prefix = below
         self.promise = Promise(below.promise.claims())
 
-    def _names(self) -> set[int]:
-        names: set[int] = set()
+    def _sizes(self) -> dict[int, int]:
+        """Return the size of each segment that the store lists, by number."""
+        sizes: dict[int, int] = {}
         for found in self.store.list(self.layout.log):
             seq = self.layout.sequence(found.key)
             if seq is None:
                 self.told.strangers.append(found.key)
             elif seq >= self.prefix.at.seq:
-                names.add(seq)
-        return names
+                sizes[seq] = found.size
+        return sizes
 
-    def _segment(self, seq: int, found: Object | None) -> None:
+    def _segment(self, seq: int, size: int | None) -> None:
+        if size is not None and size > SEGMENT_BYTES_MAX:
+            self._found(Finding(seq, Flaw.UNREADABLE, f"{size} bytes; {SEGMENT_BYTES_MAX} is the most"))
+            return
+        found = None if size is None else self.store.get(self.layout.segment(seq))
         if found is None:
             self._found(Finding(seq, Flaw.MISSING, "no object has its name"))
             return
@@ -275,7 +291,8 @@ class _Walk:
             )
 
     def _found(self, finding: Finding) -> None:
-        if not any(f.seq == finding.seq and f.flaw is finding.flaw for f in self.told.findings):
+        if (finding.seq, finding.flaw) not in self.found:
+            self.found.add((finding.seq, finding.flaw))
             self.told.findings.append(finding)
 
     def report(self) -> Report:

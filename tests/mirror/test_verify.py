@@ -104,6 +104,27 @@ def test_deleted_newest_segments_are_found_by_what_a_replica_remembers():
     assert flaws(writer, known=writer.hashes) == [(3, "missing"), (4, "missing")]
 
 
+@pytest.mark.timeout(20)
+def test_an_object_with_a_number_far_above_does_not_keep_the_walk_for_ever():
+    writer = log()
+    writer.store.put(LAYOUT.segment(9 * 10**18), b"noise")
+    report = verify_store(writer.store, LAYOUT)
+    assert report.findings[0] == (5, "missing", "no object has its name")
+    assert [f.flaw for f in report.findings] == [Flaw.MISSING] * 1000 + [Flaw.UNREADABLE]
+    assert str(9 * 10**18 - 1) in report.findings[999].detail
+    assert report.segments == 5
+    assert msgspec.json.encode(report)
+    writer.store.put(LAYOUT.log + "9" * 20 + ".parquet", b"noise")
+    assert verify_store(writer.store, LAYOUT).strangers == [LAYOUT.log + "9" * 20 + ".parquet"]
+
+
+def test_an_object_too_large_for_a_segment_is_not_fetched(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mirror.verify.SEGMENT_BYTES_MAX", 100_000)
+    writer = log(3)
+    swap_in(writer, 2, bytes(100_001))
+    assert flaws(writer) == [(2, "unreadable")]
+
+
 def test_swapped_segments_are_both_misplaced():
     writer = log()
     two, three = body(writer, 2), body(writer, 3)
