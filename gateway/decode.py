@@ -349,6 +349,14 @@ def response_ticks(body: bytes) -> int:
     return _opened(body)[1]
 
 
+def service_result(body: bytes) -> int:
+    """Return the ServiceResult of a response's header. Raises Corrupt."""
+    try:
+        return _response_header(body, _type_id(body, 0)[1])[1]
+    except (struct.error, IndexError) as error:
+        raise Corrupt(f"response of {len(body)} bytes ends early: {error}") from error
+
+
 def open_answer(body: bytes, expected: int, name: str) -> int:
     """Check type and ServiceResult of a response and return where its parameters begin. Raises Corrupt."""
     type_id, _, result, pos = _opened(body)

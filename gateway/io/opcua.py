@@ -20,9 +20,10 @@ import asyncio
 import contextlib
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -33,12 +34,12 @@ from asyncua.client.ua_session import UaSession
 from asyncua.common.utils import Buffer
 from asyncua.crypto import security_policies
 from asyncua.crypto.uacrypto import CertProperties, der_from_x509, x509_from_der
-from asyncua.ua.ua_binary import nodeid_from_binary, nodeid_to_binary, struct_from_binary
+from asyncua.ua.ua_binary import Primitives, nodeid_from_binary, nodeid_to_binary
 
-from gateway import server
+from gateway import monitor, server
 from gateway.browse import node_text
 from gateway.config import Source
-from gateway.decode import read_republish, read_values, response_ticks
+from gateway.decode import read_republish, read_values
 from gateway.io import history
 from gateway.io.browse import browse
 from gateway.io.trust import application_uri
@@ -321,28 +322,22 @@ class Connection:
         revised, ticks = {}, 0
         while start < len(todo):
             part = todo[start : start + size]
-            request = ua.CreateMonitoredItemsRequest()
-            request.Parameters = ua.CreateMonitoredItemsParameters(
-                SubscriptionId=subscription, TimestampsToReturn=ua.TimestampsToReturn.Both,
-                ItemsToCreate=[_create_request(item, nodes[item.handle]) for item in part],
-            )  # fmt: skip
+            wanted = monitor.items([(item, nodes[item.handle]) for item in part])
+            both = ua.TimestampsToReturn.Both
+            request = _CreateMonitoredItems(_node_id("i=751"), ua.RequestHeader(), subscription, both, wanted)
             try:
-                body = await self._ask("CreateMonitoredItems", request)
-                with _reactions("CreateMonitoredItems"):
-                    response = struct_from_binary(ua.CreateMonitoredItemsResponse, Buffer(body))
-                    response.ResponseHeader.ServiceResult.check()
+                codes, accepted, ticks = monitor.results(await self._ask("CreateMonitoredItems", request))
             except Refused as error:
                 if error.code != ua.StatusCodes.BadTooManyOperations or size == 1:
                     raise
                 size = max(1, size // 2)
                 continue
-            ticks = response_ticks(body)
-            server.complete("CreateMonitoredItems", response.Results, part)
-            for item, r in zip(part, response.Results, strict=True):
-                if r.StatusCode.value & _BAD:
-                    refused[item.handle] = r.StatusCode.value
+            server.complete("CreateMonitoredItems", codes, part)
+            for item, code, result in zip(part, codes, accepted, strict=True):
+                if code & _BAD:
+                    refused[item.handle] = code
                 else:
-                    revised[item.handle] = Revised(r.MonitoredItemId, r.RevisedSamplingInterval, r.RevisedQueueSize)
+                    revised[item.handle] = result
             start += size
         return revised, refused, ticks
 
@@ -552,14 +547,15 @@ def _first(chain: bytes | None) -> bytes:
     return bytes(der_from_x509(certificate))  # type: ignore[no-untyped-call]
 
 
-def _create_request(item: MonitoredItem, node: str) -> Any:
-    return ua.MonitoredItemCreateRequest(
-        ItemToMonitor=ua.ReadValueId(NodeId=_node_id(node), AttributeId=ua.AttributeIds.Value),
-        MonitoringMode=ua.MonitoringMode.Reporting,
-        RequestedParameters=ua.MonitoringParameters(
-            ClientHandle=item.handle, SamplingInterval=item.sampling_ms, QueueSize=item.queue_size, DiscardOldest=True
-        ),
-    )
+class _Ready(bytes):
+    """Bytes that stand in a request as they are."""
+
+
+Primitives._Ready = SimpleNamespace(pack=bytes)  # type: ignore[attr-defined]  # asyncua looks here by a type's name
+_CreateMonitoredItems: Any = make_dataclass("_CreateMonitoredItems", (
+    ("TypeId", ua.NodeId), ("RequestHeader", ua.RequestHeader), ("SubscriptionId", ua.UInt32),
+    ("TimestampsToReturn", ua.TimestampsToReturn), ("ItemsToCreate", _Ready),
+))  # fmt: skip
 
 
 ASYNCUA = "2.1.0"

@@ -139,7 +139,7 @@ class Gateway:
 
     def start(self) -> Self:
         """Start it; returns at once."""
-        command = [*LAUNCHER, sys.executable, "-m", "gateway", "run", "--config", self.config]
+        command = [sys.executable, "-m", "gateway", "run", "--config", self.config]
         self.process = Process(command, self.folder, "gateway", {"PYTHONPATH": str(ROOT)})
         return self
 
@@ -159,7 +159,7 @@ class Gateway:
     def told(self, event: str) -> dict[str, Any]:
         """Return the newest event of this name; KeyError if there was none."""
         lines = (self.folder / "gateway.log").read_text().splitlines()
-        events = {facts.get("event"): facts for facts in map(json.loads, lines)}
+        events = {facts.get("event"): facts for line in lines if line[:1] == "{" and (facts := json.loads(line))}
         return dict(events[event])
 
     def rows(self) -> int:
@@ -180,9 +180,6 @@ class Gateway:
         """Return the present cost of the process tree."""
         assert self.process is not None
         return usage(self.process.pid)
-
-
-LAUNCHER: list[str | Path] = []  # put in front of the gateway's command line, such as a profiler
 
 
 @dataclass(frozen=True)
