@@ -38,6 +38,20 @@ class Landmark:
     first: bool  # of its subscription
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a missing sample belongs: at a publish time, between two messages that were stored."""
+
+    timeline: str
+    at: int
+    low: int
+    high: int
+
+    def overlaps(self, gap: Gap) -> bool:
+        assert gap.end is not None
+        return gap.start < self.high and gap.end > self.low
+
+
 def check(world: World) -> None:
     """Raise Violation unless all is as promised."""
     process = world.process
@@ -135,15 +149,14 @@ def check_claims(world: World, report: Report, pushed: Counter[int]) -> None:
         place = where(sample, landmarks, world.server.steps)
         if place is None:
             continue
-        timeline, at = place
-        around = [g for g in report.gaps if g.timeline == timeline and g.start < at <= (g.end or at)]
-        named = [g for g in around if g.tags is None or (sample.dropped and names[sample.tag] in g.tags)]
-        if at in covered.get(timeline, IntervalSet()) and not (sample.dropped and named):
-            raise Violation(f"I9 {sample} is missing at {at}, which is covered on {timeline}; gaps {around}")
+        around = [g for g in report.gaps if g.timeline == place.timeline and place.overlaps(g)]
+        told = sample.dropped and any(g.tags is None or names[sample.tag] in g.tags for g in around)
+        if place.at in covered.get(place.timeline, IntervalSet()) and not told:
+            raise Violation(f"I9 {sample} is missing at {place}, which is covered; gaps {around}")
 
 
-def where(sample: Sample, landmarks: list[Landmark], steps: list[int]) -> tuple[str, int] | None:
-    """Return the timeline and publish time to which a missing sample belongs; None where nobody can know."""
+def where(sample: Sample, landmarks: list[Landmark], steps: list[int]) -> Place | None:
+    """Return where a missing sample belongs; None where nobody can know."""
     at = bisect_left(landmarks, sample.order, key=lambda mark: mark.order)
     before = landmarks[at - 1] if at else None
     after = landmarks[at] if at < len(landmarks) else None
@@ -151,11 +164,14 @@ def where(sample: Sample, landmarks: list[Landmark], steps: list[int]) -> tuple[
     stepped = before is not None and any(before.order < step < sample.order for step in steps)
     if before is not None and after is not None and before.timeline == after.timeline:
         last = after.pub_to - 1 if after.first else after.pub_to
-        return None if stepped else (before.timeline, max(min(due, last), before.pub_to + 1))
+        at = max(min(due, last), before.pub_to + 1)
+        return None if stepped else Place(before.timeline, at, before.pub_to, after.pub_to)
     if before is not None and not stepped:
-        return before.timeline, max(due, before.pub_to + 1)
+        at = max(due, before.pub_to + 1)
+        return Place(before.timeline, at, before.pub_to, at)
     if after is not None and not any(sample.order < step < after.order for step in steps):
-        return after.timeline, min(due, after.pub_to - 1 if after.first else after.pub_to)
+        at = min(due, after.pub_to - 1 if after.first else after.pub_to)
+        return Place(after.timeline, at, at - 1, after.pub_to)
     return None
 
 
