@@ -46,7 +46,7 @@ from mirror.tags import Tag
 T = TypeVar("T")
 
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # after a server has refused so often
-AWAY_S = 0.2  # between two attempts to reach a server that does not answer at all
+AWAY_S = 0.15  # between two attempts to reach a server that does not answer at all
 RESUME_S = 30.0  # all that is fetched again before the first Publish has to come within
 RESUME_REFUSALS_MAX = 2  # then the session is given up; one that is merely out of reach is not
 LAST_RESPONSES = 2  # of a retiring stream: the first may have been made before its successor was
@@ -148,7 +148,7 @@ class SourceRunner:
 
     async def run(self) -> None:
         """Keep the source subscribed until cancelled."""
-        failures = 0
+        refusals = 0
         while True:
             began = time.monotonic()
             try:
@@ -157,10 +157,10 @@ class SourceRunner:
                 self._lost(error)
                 if isinstance(error, Gone):
                     await self._sessions.forget(error.streams)
-                if time.monotonic() - began > 2 * BACKOFF_S[-1]:
-                    failures = 0
-                await asyncio.sleep(pause_s(error, failures) * random.uniform(0.7, 1.0))
-            failures += 1
+                if not _answered(error) or time.monotonic() - began > 2 * BACKOFF_S[-1]:
+                    refusals = 0
+                await asyncio.sleep(pause_s(error, refusals) * random.uniform(0.7, 1.0))
+                refusals += _answered(error)
 
     def room(self) -> None:
         """Look again whether the ingest takes more; call it in the event loop."""
@@ -539,15 +539,21 @@ class SourceRunner:
         return await asyncio.wrap_future(self._ingest.call(work))
 
 
-def pause_s(error: MirrorError, failures: int) -> float:
+def pause_s(error: MirrorError, refusals: int) -> float:
     """Return how long to wait before the next attempt.
 
     A server that answers and refuses is asked less and less often. One that is away is tried steadily, since
     every moment between its return and the new subscription is lost, and an attempt costs it nothing.
+
+    Args:
+        error: What ended the last attempt.
+        refusals: How many attempts before it were refused, one after the other.
     """
-    patient = BACKOFF_S[min(failures, len(BACKOFF_S) - 1)]
-    answered = isinstance(error, Refused | Gone) or not isinstance(error, Unavailable)
-    return patient if answered else min(patient, AWAY_S)
+    return BACKOFF_S[min(refusals, len(BACKOFF_S) - 1)] if _answered(error) else AWAY_S
+
+
+def _answered(error: MirrorError) -> bool:
+    return isinstance(error, Refused | Gone) or not isinstance(error, Unavailable)
 
 
 def _identities(model: Model) -> set[str]:
