@@ -27,7 +27,9 @@ NODES = 20
 RATE_HZ = 10.0
 ROUNDS = int(os.environ.get("EDGEMIRROR_TEST_KILLS", "2"))
 OUTAGE_S = float(os.environ.get("EDGEMIRROR_TEST_OUTAGE_S", "5"))
-DELAY_S_MAX = 3.0  # on a machine whose two cores are busy; what is usual is printed
+# Bounds for a machine whose two cores are busy; what is usual is printed.
+RESUME_S_MAX = 2.0  # the aim is 0.9
+DELAY_S_MAX = 3.0
 BOTH = pytest.mark.parametrize("kind", [NodeServer, AsyncuaServer])
 
 
@@ -146,6 +148,7 @@ def test_a_server_that_crashes_costs_only_what_no_subscription_saw(kind: type[Co
         show(f"server restart, {kind.__name__}", verdict, resume_s=resume_s, per_node=verdict.lost / NODES)
         assert verdict.undeclared == []
         assert [gap.reason for gap in verdict.gaps] == [Reason.SERVER_RESTART]
+        assert resume_s < RESUME_S_MAX
         assert (verdict.overlaps, verdict.foreign) == (0, 0)
 
 
@@ -299,6 +302,7 @@ def test_a_connection_away_for_longer_than_the_session_lives_costs_what_the_ledg
         assert verdict.undeclared == []
         assert verdict.lost > 0
         assert [gap.reason for gap in verdict.gaps] == [Reason.DISCONNECTED]
+        assert resume_s < RESUME_S_MAX
         assert verdict.gaps[0].closed_by is Closure.LOST
 
 
