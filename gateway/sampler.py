@@ -26,7 +26,49 @@ from enum import Enum
 
 import msgspec
 
+from gateway.stream import (
+    Acknowledge,
+    Backfill,
+    Backfilled,
+    CloseGap,
+    Delivered,
+    Effect,
+    Event,
+    Extend,
+    NotAvailable,
+    OpenGap,
+    Position,
+    Progress,
+    Republish,
+    Resumed,
+    Stopped,
+    Store,
+    Subscribed,
+)
 from mirror.coverage import Axis, Closure, Coverage, Gap, Grade, Reason, timeline_name
+
+__all__ = [
+    "Acknowledge",
+    "Backfill",
+    "Backfilled",
+    "CloseGap",
+    "Delivered",
+    "Effect",
+    "Event",
+    "Extend",
+    "NotAvailable",
+    "OpenGap",
+    "Position",
+    "Progress",
+    "Republish",
+    "Resumed",
+    "Sampler",
+    "Stopped",
+    "Store",
+    "Subscribed",
+    "after",
+    "distance",
+]
 
 WRAP = 0xFFFFFFFF  # sequence numbers run 1..WRAP and start at 1 again; 0 never occurs
 HELD_MAX = 256  # messages kept while an older one is asked for again; then it counts as missing
@@ -43,174 +85,6 @@ def after(sequence: int) -> int:
 def distance(start: int, end: int) -> int:
     """Return how many numbers lie from `start` up to `end`; at least WRAP // 2 means: `end` is older."""
     return (end - start) % WRAP
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where a stream stands on disk; what a restart begins from.
-
-    Attributes:
-        timeline: Name of the stretch of publish time, `<server start>-<break>` in ticks.
-        start, covered: The covered interval (start, covered] that still grows.
-        cursor: End of the newest chunk's interval, at least `covered`.
-        sequence: Newest sequence number up to which every message is committed, 0 if none.
-        subscription: Its server-side id.
-        axis: Where publish times come from; None before the first message.
-    """
-
-    timeline: str
-    start: int
-    covered: int
-    cursor: int
-    sequence: int = 0
-    subscription: int = 0
-    axis: Axis | None = None
-
-
-# Events
-
-
-@dataclass(frozen=True, slots=True)
-class Subscribed:
-    """A subscription exists: a new one, or a former one taken up again (`resumed`).
-
-    Whether anything of a former one has been stored is for the machine to say: messages of it may be on
-    their way here when the session is taken up.
-
-    Attributes:
-        available: After a transfer, the numbers the server still holds; None where it did not say.
-        reason: Why there was a break; used for the gap if the subscription is new.
-    """
-
-    subscription: int
-    server_start: int
-    resumed: bool
-    reason: Reason
-    available: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Delivered:
-    """A notification message or keep-alive arrived.
-
-    Attributes:
-        sequence: Its number; of a keep-alive: the number of the next message.
-        publish_ticks, response_ticks: Publish time and response header time, 0 where null.
-        overflow: Handles whose queue overflowed on the server before their value in this message.
-        undecodable: The body is set aside: its samples are missing although its number is not.
-        republished: It answers a Republish; its response time says nothing about when it was published.
-        ref: Whatever finds the body again.
-    """
-
-    sequence: int
-    publish_ticks: int
-    response_ticks: int
-    more: bool = False
-    keepalive: bool = False
-    republished: bool = False
-    undecodable: bool = False
-    overflow: tuple[int, ...] = ()
-    available: tuple[int, ...] | None = None
-    ref: object = None
-
-
-@dataclass(frozen=True, slots=True)
-class NotAvailable:
-    """The server answered a Republish: it no longer has that message."""
-
-    sequence: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """The subscription is gone for good; what is held will not be completed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Backfilled:
-    """History was read for a gap, or could not be."""
-
-    gap: Gap
-    complete: bool
-    why: str = ""
-
-
-Event = Subscribed | Delivered | NotAvailable | Stopped | Backfilled
-
-
-# Effects, in the order in which they have to be carried out, all in one transaction
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """Append the message's rows as a chunk with the interval (pub_from, pub_to]."""
-
-    ref: object
-    sequence: int
-    timeline: str
-    pub_from: int
-    pub_to: int
-
-
-@dataclass(frozen=True, slots=True)
-class Extend:
-    """Write the interval (again): the row with the same timeline, start and grade gets a new end."""
-
-    coverage: Coverage
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Record where the stream stands."""
-
-    position: Position
-
-
-@dataclass(frozen=True, slots=True)
-class OpenGap:
-    """Write the gap (again): the row with the same id gets a new end and new tags."""
-
-    gap: Gap
-
-
-@dataclass(frozen=True, slots=True)
-class CloseGap:
-    """The gap leaves the ledger, for a reason."""
-
-    gap: Gap
-    closure: Closure
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Acknowledge:
-    """The message is (once the transaction is durable) no longer needed by us."""
-
-    subscription: int
-    sequence: int
-
-
-@dataclass(frozen=True, slots=True)
-class Republish:
-    """Ask the server to send the message once more."""
-
-    subscription: int
-    sequence: int
-
-
-@dataclass(frozen=True, slots=True)
-class Resumed:
-    """Nothing more can be had from before the break: begin to publish."""
-
-
-@dataclass(frozen=True, slots=True)
-class Backfill:
-    """Try to close the gap from the server's history; answer with Backfilled."""
-
-    gap: Gap
-
-
-Effect = Store | Extend | Progress | OpenGap | CloseGap | Acknowledge | Republish | Resumed | Backfill
 
 
 class _Mode(Enum):

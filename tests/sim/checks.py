@@ -182,7 +182,12 @@ def _landmarks(world: World) -> list[Landmark]:
         sent = samples[stored.numbers[0] - 1].sent
         if stored.origin == "a" and sent is not None:
             found.append(Landmark(sent.order, stored.timeline, stored.pub_to, sent.first))
-    return sorted(found, key=lambda mark: mark.order)
+    kept: list[Landmark] = []
+    for mark in sorted(found, key=lambda mark: mark.order):
+        while kept and kept[-1].timeline == mark.timeline and kept[-1].pub_to > mark.pub_to:
+            kept.pop()  # it came late, and stands behind messages that were made after it
+        kept.append(mark)
+    return kept
 
 
 def _as_local(batch: Batch, theirs: TagTable, ours: TagTable) -> Batch:
