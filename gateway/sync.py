@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
+
 from mirror.coverage import Closure, Coverage, Gap, Grade, IntervalSet, Promise, Reason
 from mirror.header import Closing
 
@@ -28,6 +30,7 @@ LINK_SHARE = 2.0  # small segments take at most 1 / LINK_SHARE of the time
 SMOOTHING = 0.3
 FIRST_COST = 2.0  # requests of a segment: the write, and the floor read after it
 GAPS_MAX = 1_000  # told in one segment
+GAPS_BYTES_MAX = 8 << 20  # of them, with their tags: half of what a header may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,18 +239,29 @@ def unpushed(coverage: Iterable[Coverage], promise: Promise, gaps: Iterable[Gap]
 def untold(gaps: Iterable[Gap], told: Mapping[str, str]) -> tuple[list[Gap], list[Closing]]:
     """Return the gaps and closures that the log does not know, at most GAPS_MAX of each, oldest first.
 
+    A gap that concerns too many tags for any header is told as one of all tags.
+
     Args:
         gaps: The journal's ledger.
         told: Gap id -> its extent as the log knows it, or `closed` (`mirror.prefix.Saved.told`).
     """
     new: list[Gap] = []
     closed: list[Closing] = []
+    room = GAPS_BYTES_MAX
     for gap in gaps:
         known = told.get(gap.id)
         if known == "closed" or len(new) >= GAPS_MAX or len(closed) >= GAPS_MAX:
             continue
         if known != gap.extent:
-            new.append(Gap(gap.id, gap.stream, gap.timeline, gap.start, gap.reason, gap.end, gap.tags))
+            telling = msgspec.structs.replace(gap, closed_by=None, closed_reason="")
+            size = len(msgspec.json.encode(telling))
+            if size > GAPS_BYTES_MAX:
+                telling, size = msgspec.structs.replace(telling, tags=None), 0
+            if size > room:
+                break
+            if known != telling.extent:
+                new.append(telling)
+                room -= size
         if gap.closed_by is not None:
             closed.append(Closing(gap.id, Closure(gap.closed_by), gap.closed_reason, gap.end))
     return new, closed

@@ -129,6 +129,7 @@ class Pusher:
         self._saving_rows = 0
         self._raising: Future[Any] | None = None
         self._not_before = 0.0
+        self._failures = 0  # to do what this program should be able to do
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="push", daemon=True)
 
@@ -171,6 +172,22 @@ class Pusher:
             pause = RETRY_S if isinstance(error, ConfigError) else chain.RETRY_MAX_S / 6
             self._not_before = self._clock() + pause
             return pause
+        except Exception as error:
+            return self._begin_anew(error)
+
+    def _begin_anew(self, error: Exception) -> float:
+        """Nobody would see this thread end: begin as after a restart, with a higher epoch, ever more seldom."""
+        self._complain(Unavailable(f"pushing failed: {error!r}"[:1000], hint="report this error; pushing begins anew"))
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = self._builder = self._chain = self._request = self._raising = self._saving = None
+        self._unsaved = []
+        self._sync = sync.Sync(self._sync.policy, self._clock())
+        self._tell(state="starting")
+        pause = min(RETRY_S * 2.0**self._failures, NEVER_S)
+        self._failures = min(self._failures + 1, 10)
+        self._not_before = self._clock() + pause
+        return pause
 
     def _turn(self) -> float:
         if self._chain is None:
@@ -336,7 +353,7 @@ class Pusher:
             return chain.SegmentRead(seq, None)
         try:
             size = segment.footer_size(found.body)
-            if size > len(found.body) and size <= found.size:
+            if len(found.body) < size <= min(found.size, segment.FOOTER_BYTES_MAX):
                 self._spend(1)
                 found = self._store.get(key, (-size, None)) or found
             return chain.SegmentRead(seq, segment.read_header(found.body), found.metadata.get("sha256", ""))
@@ -414,7 +431,7 @@ class Pusher:
     def _accepted(self, seq: int, body: Payload) -> None:
         took_s = self._clock() - body.sealed_at
         log("push.pushed", seq=seq, rows=len(body.rows), size_bytes=len(body.file), took_ms=round(took_s * 1000))
-        status = self.status
+        status, self._failures = self.status, 0
         self._tell(
             segments=status.segments + 1, rows=status.rows + len(body.rows), pushed_at=self._clock(),
             size_bytes=status.size_bytes + len(body.file), error=None,
@@ -429,8 +446,13 @@ class Pusher:
             if not self._saving.done():
                 return
             saving, self._saving = self._saving, None
-            if saving.exception() is None:
+            failed = saving.exception()
+            if failed is None:
                 del self._unsaved[: self._saving_rows]
+            elif isinstance(failed, MirrorError):
+                self._complain(failed)
+            else:
+                raise failed
         if not self._unsaved or self._chain is None:
             return
         rows, data, name = tuple(self._unsaved), self._chain.prefix.save(), self._log_fact

@@ -11,9 +11,10 @@ What this module does not do: number, sign or send (`mirror.chain`, `gateway.io.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -35,6 +36,7 @@ from mirror.variant import Structure
 
 CHUNKS_READ = 100
 HEAP_BYTES = segment.HEAP_BYTES_MAX // 4  # of Strings, arrays and structures in a segment, decoded
+CLAIMS_MAX = 10_000  # in a segment: a header has its limit
 TAGS_S = 30.0  # how old the known facts of tags may be
 
 
@@ -93,6 +95,8 @@ class _Room:
     size_bytes: int
     heap_bytes: int
     batches: list[Batch] = field(default_factory=list)
+    rows_in: int = 0
+    heap_in: int = 0
 
     def take(self, rows: int, size_bytes: int) -> bool:
         """Take room, if there is any, for one publish time."""
@@ -101,9 +105,16 @@ class _Room:
         self.rows, self.size_bytes = self.rows - rows, self.size_bytes - size_bytes
         return True
 
+    def fits(self, batches: Sequence[Batch]) -> bool:
+        """Whether a segment can hold these beside what is in it, whatever the policy."""
+        rows, heap = sum(map(len, batches)), sum(len(batch.heap.data) for batch in batches)
+        return self.rows_in + rows <= segment.ROWS_MAX and self.heap_in + heap <= segment.HEAP_BYTES_MAX
+
     def add(self, batch: Batch) -> None:
         """Put rows in for which room was taken."""
         self.heap_bytes -= len(batch.heap.data)
+        self.heap_in += len(batch.heap.data)
+        self.rows_in += len(batch)
         self.batches.append(batch)
 
 
@@ -123,7 +134,7 @@ class Builder:
         self._reader, self._writer = reader, writer
         self._policy, self._surroundings = policy, surroundings
         self._facts: _Facts | None = None
-        self._damaged: list[Gap] = []
+        self._damaged: dict[str, tuple[Gap, Future[Any]]] = {}
 
     def fence(self) -> Header:
         """Return the draft of an empty segment."""
@@ -138,6 +149,7 @@ class Builder:
             Corrupt: A chunk was found damaged; the next call goes on without it.
             Unavailable: The journal did not answer.
         """
+        self._declare_again()
         at, ledger = prefix.at, self._reader.gaps()
         claims, batches = self._collect(prefix, ledger)
         gaps, closures = sync.untold(ledger, at.told)
@@ -162,7 +174,10 @@ class Builder:
         """Return the claims of the next segment and their rows."""
         room = _Room(min(self._policy.rows_max, segment.ROWS_MAX), self._policy.bytes_max, HEAP_BYTES)
         claims: list[Coverage] = []
-        for part in sync.unpushed(self._reader.coverage(), prefix.promise, [*ledger, *self._damaged]):
+        damaged = (gap for gap, _ in self._damaged.values())
+        for part in sync.unpushed(self._reader.coverage(), prefix.promise, [*ledger, *damaged]):
+            if len(claims) >= CLAIMS_MAX:
+                break
             done = self._fill(room, part.claim) if part.rows else part.claim.end
             if done > part.claim.start:
                 claims.append(msgspec.structs.replace(part.claim, end=done))
@@ -181,24 +196,41 @@ class Builder:
                 rows = list(together)  # all of one publish time, or none
                 if not room.take(sum(row.n for row in rows), sum(len(row.body) for row in rows)):
                     return done
-                for row in rows:
-                    room.add(self._decoded(row))
+                batches = self._decoded(rows)
+                if not room.fits(batches):
+                    if room.batches:
+                        return done
+                    raise self._declared(rows[0], "its publish time has more than a segment holds")
+                for batch in batches:
+                    room.add(batch)
                 done = time
         return done
 
-    def _decoded(self, row: ChunkRow) -> Batch:
-        """Return a chunk's rows; of a damaged one none, once its loss is declared."""
-        try:
-            return chunk.decode(row.body)
-        except Corrupt as error:
-            gap = Gap.opened(row.stream, row.timeline, row.pub_from, Reason.UNDECODABLE, end=row.pub_to)
-            if gap in self._damaged:
-                return Batch.zeros(0)
-            self._damaged.append(gap)
-            self._writer.call(lambda journal: journal.open_gap(gap))
-            raise Corrupt(
-                f"chunk {row.seq} of the journal is damaged: {error}", hint="its loss is a gap row; check the disk"
-            ) from error
+    def _decoded(self, rows: Iterable[ChunkRow]) -> list[Batch]:
+        """Return the rows of chunks of one publish time; of a damaged one none, once its loss is declared."""
+        batches = []
+        for row in rows:
+            if self._damaged and _loss(row).id in self._damaged:
+                continue
+            try:
+                batches.append(chunk.decode(row.body))
+            except Corrupt as error:
+                raise self._declared(row, f"it is damaged: {error}") from error
+        return batches
+
+    def _declared(self, row: ChunkRow, why: str) -> Corrupt:
+        """Declare that a chunk cannot be pushed, so that it does not stand in the way of the others."""
+        gap = _loss(row)
+        self._damaged[gap.id] = gap, self._writer.call(partial(_open_gap, gap))
+        return Corrupt(
+            f"chunk {row.seq} of the journal is left out: {why}", hint="its loss is a gap row; check the disk"
+        )
+
+    def _declare_again(self) -> None:
+        """Repeat what the journal could not take."""
+        for gap, done in list(self._damaged.values()):
+            if done.done() and done.exception() is not None:
+                self._damaged[gap.id] = gap, self._writer.call(partial(_open_gap, gap))
 
     def _known(self, handle: int, now: float) -> _Facts:
         """Return the facts of tags, read anew when they are old or lack a handle."""
@@ -211,6 +243,14 @@ class Builder:
             known.read_at = now
         assert handle < len(known.tags), "a chunk's tags are in the journal before it"
         return known
+
+
+def _loss(row: ChunkRow) -> Gap:
+    return Gap.opened(row.stream, row.timeline, row.pub_from, Reason.UNDECODABLE, end=row.pub_to)
+
+
+def _open_gap(gap: Gap, journal: Journal) -> None:
+    journal.open_gap(gap)
 
 
 def _merged(structures: Mapping[str, Mapping[str, Structure]]) -> dict[str, Structure]:
