@@ -41,7 +41,7 @@ from gateway.server import MonitoredItem, Refused, ServerFacts
 from mirror.batch import Batch
 from mirror.coverage import Axis, Reason, Stream
 from mirror.errors import ConfigError, Corrupt, MirrorError, Unavailable
-from mirror.tags import Tag
+from mirror.tags import Tag, TagTable
 
 T = TypeVar("T")
 
@@ -250,7 +250,7 @@ class SourceRunner:
         if self._model is None:
             data = await self._fact(f"model/{self.config.name}")
             if data:
-                self._model = msgspec.json.decode(data, type=Model)
+                self._model = _shared(msgspec.json.decode(data, type=Model), self._ingest.journal.tags)
         if self._model is not None and (self._model.roots, self._model.uri) == (roots, facts.uri):
             return self._model, True
         return await self._browse(connection, facts, roots), False
@@ -554,6 +554,16 @@ def pause_s(error: MirrorError, refusals: int) -> float:
 
 def _answered(error: MirrorError) -> bool:
     return isinstance(error, Refused | Gone) or not isinstance(error, Unavailable)
+
+
+def _shared(model: Model, known: TagTable) -> Model:
+    """Return the model with the very tags that the journal holds, so that each is in memory once."""
+
+    def held(tag: Tag) -> Tag:
+        handle = known.find(tag.identity)
+        return known[handle] if handle is not None and known[handle] == tag else tag
+
+    return Model(model.roots, model.uri, {name: [held(tag) for tag in tags] for name, tags in model.tags.items()})
 
 
 def _identities(model: Model) -> set[str]:

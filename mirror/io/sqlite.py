@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -222,6 +223,8 @@ def read_tags(db: apsw.Connection) -> TagTable:
     columns = ", ".join(TAG_COLUMNS)
     table = TagTable()
     for handle, *facts in db.execute(f"SELECT handle, {columns} FROM tag ORDER BY handle"):
+        for column in _SHARED:
+            facts[column] = sys.intern(facts[column])
         given = table.add(Tag(*facts))
         if given != handle:
             raise Corrupt(f"tag {handle} stands at place {given}", hint="edgemirror export; handles must be dense")
@@ -230,6 +233,9 @@ def read_tags(db: apsw.Connection) -> TagTable:
 
 #: Columns of `tag` after the handle, in the order of `Tag`'s fields.
 TAG_COLUMNS = tuple(field.name for field in msgspec.structs.fields(Tag))
+
+#: Places of the columns in which few texts are repeated by many tags: one copy of each is enough.
+_SHARED = tuple(TAG_COLUMNS.index(name) for name in ("source", "namespace", "device", "data_type", "unit", "stamping"))
 
 
 def read_state(db: apsw.Connection) -> State:
