@@ -35,9 +35,7 @@ from mirror.batch import (
     ordered_digest,
     take,
 )
-from mirror.coverage import Axis, Closure, Coverage, Gap, Grade, Reason, Stream
 from mirror.errors import Corrupt
-from mirror.header import Clock, Closing, Handover, Header
 from mirror.tags import Tag, TagTable
 from mirror.variant import Structure, StructureField, encode, readable
 from tests.bench import mix
@@ -586,45 +584,3 @@ def test_the_golden_segment_stays_readable() -> None:
     assert (segment.read_header(data), [t.name for t in segment.decode_facts(segment.read_facts(data))[0]]) == (
         HEADER, ["tag3", "tag1", "tag5", "tag0", "tag4", "tag2"],
     )  # fmt: skip
-
-
-# --- the document -------------------------------------------------------------------------------------
-
-DOCUMENT = (Path(__file__).parent.parent.parent / "docs" / "segment-format.md").read_text()
-
-
-@pytest.fixture(scope="module")
-def body_digest() -> Any:
-    """The reader that the document shows."""
-    code = next(block for block in DOCUMENT.split("```python\n")[1:] if "def body_digest" in block).split("```")[0]
-    names: dict[str, Any] = {}
-    exec(code, names)
-    return names["body_digest"]
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(batches(max_size=30))
-def test_the_reader_in_the_document_finds_the_digest_of_any_batch(body_digest: Any, batch: Batch) -> None:
-    data = segment.encode(batch, TAGS, HEADER)
-    assert body_digest(pa.BufferReader(data)) == digest(batch, TAGS.identities, TAGS.rank).hex()
-
-
-def test_the_full_times_of_the_document_are_those_of_the_rows(plant_file: tuple[Path, Batch, TagTable]) -> None:
-    path, rows, _ = plant_file
-    columns = next(block for block in DOCUMENT.split("```sql\n")[1:] if "source_ticks_full" in block).split("```")[0]
-    found = duckdb.execute(f"SELECT {columns} FROM '{path}'").fetchnumpy()
-    assert (found["source_ticks_full"] == rows.source_ticks).all()
-    assert (found["server_ticks_full"] == rows.server_ticks).all()
-
-
-def test_the_document_names_every_column_flag_and_header_member() -> None:
-    for name in (*segment.SCHEMA.names, *Header.__struct_fields__, *Tag.__struct_fields__):
-        assert f"`{name}`" in DOCUMENT, f"docs/segment-format.md does not say what {name} is"
-    for kind in Kind:
-        if kind < 26 and kind:
-            assert f"{kind.value} {kind.name.lower()}" in DOCUMENT.lower().replace("\n", " ")
-    for member in (*Reason, *Closure, *Grade, *Axis):
-        assert f"`{member}`" in DOCUMENT
-    for struct_type in (Coverage, Stream, Gap, Closing, Handover, Clock):
-        for name in struct_type.__struct_fields__:
-            assert f"`{name}`" in DOCUMENT, f"{name} of {struct_type.__name__}"

@@ -1,0 +1,103 @@
+"""docs/segment-format.md says enough: a reader that was written from it alone agrees with the code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+from cryptography.exceptions import InvalidSignature
+from hypothesis import HealthCheck, given, settings
+
+from mirror import segment
+from mirror.batch import Batch, Kind, digest
+from mirror.coverage import Axis, Closure, Coverage, Gap, Grade, Reason, Stream
+from mirror.header import Clock, Closing, Handover, Header
+from mirror.tags import Tag
+from tests.mirror import stranger
+from tests.mirror.batches import batches
+from tests.mirror.logs import LAYOUT, log
+from tests.mirror.test_segment import GOLDEN, HEADER, TAGS, ordered, plant
+
+DOCUMENT = (Path(__file__).parent.parent.parent / "docs" / "segment-format.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def body_digest() -> Any:
+    """The reader that the document shows."""
+    code = next(block for block in DOCUMENT.split("```python\n")[1:] if "def body_digest" in block).split("```")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    return names["body_digest"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(batches(max_size=30))
+def test_the_reader_in_the_document_finds_the_digest_of_any_batch(body_digest: Any, batch: Batch) -> None:
+    data = segment.encode(batch, TAGS, HEADER)
+    assert body_digest(pa.BufferReader(data)) == digest(batch, TAGS.identities, TAGS.rank).hex()
+
+
+def test_the_full_times_of_the_document_are_those_of_the_rows(tmp_path: Path) -> None:
+    batch, tags = plant(40_000)
+    path, rows = tmp_path / "0.parquet", ordered(batch, tags)
+    path.write_bytes(segment.encode(batch, tags, HEADER))
+    columns = next(block for block in DOCUMENT.split("```sql\n")[1:] if "source_ticks_full" in block).split("```")[0]
+    found = duckdb.execute(f"SELECT {columns} FROM '{path}'").fetchnumpy()
+    assert (found["source_ticks_full"] == rows.source_ticks).all()
+    assert (found["server_ticks_full"] == rows.server_ticks).all()
+
+
+def test_the_document_names_every_column_flag_and_header_member() -> None:
+    for name in (*segment.SCHEMA.names, *Header.__struct_fields__, *Tag.__struct_fields__):
+        assert f"`{name}`" in DOCUMENT, f"docs/segment-format.md does not say what {name} is"
+    for kind in Kind:
+        if kind < 26 and kind:
+            assert f"{kind.value} {kind.name.lower()}" in DOCUMENT.lower().replace("\n", " ")
+    for member in (*Reason, *Closure, *Grade, *Axis):
+        assert f"`{member}`" in DOCUMENT
+    for struct_type in (Coverage, Stream, Gap, Closing, Handover, Clock):
+        for name in struct_type.__struct_fields__:
+            assert f"`{name}`" in DOCUMENT, f"{name} of {struct_type.__name__}"
+
+
+# --- a stranger's verifier ----------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(batches(max_size=30))
+def test_a_stranger_finds_the_order_and_the_digest_of_any_batch(batch: Batch) -> None:
+    found = stranger.rows(segment.encode(batch, TAGS, HEADER))
+    assert found == sorted(found)
+    assert stranger.digest(found) == digest(batch, TAGS.identities, TAGS.rank).hex()
+
+
+def test_a_stranger_reads_the_golden_segment() -> None:
+    found = stranger.rows((GOLDEN / "segment-1-every-kind.parquet").read_bytes())
+    assert stranger.digest(found) == "9f1943c6526347ca148776b8be951771f0ffeb6e45e0091036d978348d7d66b9"
+
+
+def test_a_stranger_verifies_a_log() -> None:
+    writer = log()
+    writer.write(
+        4, streams=(Stream("s", "urn:x", revised_publishing_ms=33.3), Stream("t", "urn:x", revised_publishing_ms=1e3)),
+        gaps=(Gap.opened("s", "1-1", 4, Reason.OVERFLOW, end=5, tags=["urn:x\nnsu=u;s=\"\\Ä\u0001\u007f\u2028"]),),
+        closures=(Closing("00", Closure.LOST, "a\tb"),), clock=Clock(10, 500, True),
+    )  # fmt: skip
+    headers = stranger.verify(o.body for _, o in sorted(writer.store.objects.items()))
+    assert [h.get("rows", 0) for h in headers] == [0, 6, 6, 6, 6, 4]
+    assert headers[1]["facts"]["tags"][0]["unit"] == "bar"
+
+
+@pytest.mark.parametrize("member", ["rows", "body_digest", "prev", "holder", "signature"])
+def test_a_stranger_refuses_a_log_that_is_altered(member: str) -> None:
+    objects = log(3).store.objects
+    data = bytearray(objects[LAYOUT.segment(2)].body)
+    at = data.index(f'"{member}":'.encode()) + len(member) + 4  # in the value, behind a quotation mark
+    at -= member == "rows"
+    data[at] = ord("1") if data[at] != ord("1") else ord("2")
+    files = [objects[LAYOUT.segment(0)].body, objects[LAYOUT.segment(1)].body, bytes(data)]
+    with pytest.raises((AssertionError, KeyError, InvalidSignature)):
+        stranger.verify(files)
