@@ -22,6 +22,7 @@ from typing import NamedTuple
 from gateway.decode import open_answer
 from mirror.batch import Kind
 from mirror.errors import ConfigError, Corrupt
+from mirror.tags import legible
 from mirror.variant import Structure, StructureField
 from mirror.wire import Reader
 
@@ -116,7 +117,7 @@ def _reference(reader: Reader, namespaces: Sequence[str]) -> Reference | None:
         if _unescaped(uri) not in namespaces:
             return None
         target = node_text(namespaces.index(_unescaped(uri)), identifier)
-    return Reference(target, name, node_class == _VARIABLE, reference_type == _HAS_PROPERTY)
+    return Reference(target, legible(name), node_class == _VARIABLE, reference_type == _HAS_PROPERTY)
 
 
 def _unescaped(uri: str) -> str:

@@ -5,16 +5,30 @@ never by a namespace index, which a server may renumber at any restart. Inside o
 integer handle; a handle never leaves the box.
 
 Facts (path, type, unit, range, description) are what the server said at browse time. They may change;
-the identity may not.
+the identity may not. Facts that are not UTF-8 are made so; an identity that is not has no place here.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+_LONE = re.compile("[\ud800-\udfff]")
+_FACTS = ("path", "device", "name", "data_type", "unit", "description")
+
+
+def is_utf8(text: str) -> bool:
+    """Tell whether a text was UTF-8 on the wire; bytes that were not stand in it as lone surrogates."""
+    return text.isascii() or _LONE.search(text) is None
+
+
+def legible(text: str) -> str:
+    """Return a text that UTF-8 can carry: what was none on the wire becomes U+FFFD."""
+    return text if is_utf8(text) else _LONE.sub("\ufffd", text)
 
 
 class Tag(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -50,6 +64,11 @@ class Tag(msgspec.Struct, frozen=True, omit_defaults=True):
     range_high: float | None = None
     description: str = ""
     stamping: str = ""
+
+    def __post_init__(self) -> None:
+        for name in _FACTS:  # a unit in Latin-1 must not keep its tag, and with it a whole source, out
+            if not is_utf8(getattr(self, name)):
+                msgspec.structs.force_setattr(self, name, legible(getattr(self, name)))
 
     @property
     def node(self) -> str:

@@ -27,6 +27,7 @@ import numpy as np
 from mirror.batch import ARRAY, FIXED_WIDTH, Kind
 from mirror.errors import Corrupt
 from mirror.status import status_name
+from mirror.tags import legible
 from mirror.wire import NESTING_MAX, Reader, Wire, body_size, decode, encode, nest
 
 __all__ = [
@@ -58,6 +59,9 @@ class StructureField(msgspec.Struct, frozen=True, omit_defaults=True):
     optional: bool = False
     value: int = 0
 
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "name", legible(self.name))
+
 
 class Structure(msgspec.Struct, frozen=True, omit_defaults=True):
     """Definition of a structured data type or an enumeration, as the server described it.
@@ -69,6 +73,9 @@ class Structure(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str
     kind: Literal["structure", "with-optional-fields", "union", "enum"] = "structure"
     fields: tuple[StructureField, ...] = ()
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "name", legible(self.name))
 
 
 #: Arrays whose text is that of a Python list. Float is not among them: its digits are those of 32 bits.

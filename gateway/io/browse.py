@@ -31,7 +31,7 @@ from gateway.browse import (
 )
 from gateway.server import ServerFacts
 from mirror.errors import ConfigError, Unavailable
-from mirror.tags import Tag
+from mirror.tags import Tag, is_utf8, legible
 from mirror.variant import Structure
 
 NODES_MAX = 2_000_000
@@ -112,7 +112,7 @@ class Browsed:
     Attributes:
         tags: Its variables, in the order in which they were found.
         structures: Definitions by encoding, as it stands in an ExtensionObject of this server now.
-        missing: Roots that the server does not have.
+        missing: Roots that the server does not have, and variables that cannot be named.
     """
 
     tags: list[Tag]
@@ -146,6 +146,10 @@ async def browse(
         Unavailable: The server did not answer.
     """
     found, missing = await _variables(space, facts, roots, excluder(exclude))
+    nameless = [f for f in found if not is_utf8(f.node)]
+    if nameless:  # no identity, no key and no file could hold their names
+        found = [f for f in found if is_utf8(f.node)]
+        missing += [f"{legible(f.node)} (its identifier is not UTF-8)" for f in nameless]
     nodes = [f.node for f in found]
     data_types = [str(v or "") for v in await space.attributes(nodes, _DATA_TYPE)]
     ranks = await space.attributes(nodes, _VALUE_RANK)
@@ -184,7 +188,7 @@ async def _variables(
         if node is None or classes[node] is None:
             missing.append(text)
             continue
-        top = level(str((names[node] or {}).get("name") or ""))
+        top = level(legible(str((names[node] or {}).get("name") or "")))
         prefix = f"{top}/" if len(roots) > 1 else ""
         if classes[node] == _VARIABLE and node not in found:
             found[node] = _Found(node, top, top)

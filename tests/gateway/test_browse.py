@@ -1,10 +1,11 @@
-"""Roots, exclusions, names and definitions, without a server."""
+"""Roots, exclusions, names and definitions, all but one without a server."""
 
 from __future__ import annotations
 
 import struct
 
 import pytest
+from asyncua import ua
 
 from gateway.browse import (
     BUILTIN,
@@ -20,7 +21,9 @@ from gateway.browse import (
     unique_names,
     unit_of,
 )
+from gateway.io.opcua import Connection
 from mirror.errors import ConfigError
+from tests.gateway.opcua_server import press, run, source
 
 
 @pytest.mark.parametrize(
@@ -140,3 +143,26 @@ def test_unit_and_range_are_read_and_nonsense_is_nothing() -> None:
     assert range_of({"type": "i=886", "body": struct.pack("<dd", -5, 10)}) == (-5.0, 10.0)
     assert unit_of({"type": "i=889", "body": b"\x01"}) == "" and unit_of(None) == "" and unit_of("x") == ""
     assert range_of({"type": "i=886", "body": b""}) is None and range_of([1, 2]) is None
+
+
+def test_latin_1_in_a_server_costs_nothing_but_its_own_letters() -> None:
+    """Units, names and even identifiers that are not UTF-8 stand on real servers."""
+
+    async def work() -> None:
+        async with press() as made:
+            top = made.server.get_node("ns=2;s=Press")
+            unit = ua.EUInformation("", 0, ua.LocalizedText("\udcb0C"))
+            node = await top.add_variable("ns=2;s=Oil", ua.QualifiedName("\udcd6l", 2), 1.0)
+            await node.add_property(0, "EngineeringUnits", unit)
+            await top.add_variable(ua.NodeId("K\udcfchler", 2), ua.QualifiedName("Cooler", 2), 1.0)
+            connection = Connection(source(made.url))
+            await connection.connect()
+            try:
+                tags = {t.identifier: t for t in await connection.browse("press", ["ns=2;s=Press/*"])}
+            finally:
+                await connection.close()
+            assert (tags["s=Oil"].name, tags["s=Oil"].unit) == ("\ufffdl", "\ufffdC")
+            assert all(t.identity.encode() for t in tags.values())
+            assert len(connection.missing) == 1 and "s=K\ufffdhler" in connection.missing[0]
+
+    run(work())

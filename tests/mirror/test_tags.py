@@ -7,7 +7,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mirror.facts import decode_facts, encode_facts
 from mirror.tags import Tag, TagTable
+from mirror.variant import Structure, StructureField
 
 NAMES = st.text(st.sampled_from("ab;%\n=3B"), max_size=6)
 TAGS = st.builds(Tag, NAMES, NAMES, NAMES.map(lambda s: f"s={s}"))
@@ -23,6 +25,14 @@ def test_two_tags_have_one_identity_only_if_they_are_the_same_node(a: Tag, b: Ta
 def test_the_node_escapes_what_part_6_escapes() -> None:
     assert Tag("urn:s", "urn:a;b%c", "s=x;y").node == "nsu=urn:a%3Bb%25c;s=x;y"
     assert Tag("urn:s", "urn:n", "i=5").identity == "urn:s\nnsu=urn:n;i=5"
+
+
+def test_facts_that_were_not_utf_8_on_the_wire_can_be_stored_and_told() -> None:
+    tag = Tag("urn:s", "urn:n", "s=T", unit="\udcb0C", description="läuft \udcff\ud800", name="a")
+    assert (tag.unit, tag.description, tag.name) == ("\ufffdC", "läuft \ufffd\ufffd", "a")
+    structure = Structure("\udcff", fields=(StructureField("\udcfc"),))
+    told = decode_facts(encode_facts([tag], {"ns=2;i=1": structure}))
+    assert told == ([tag], {"ns=2;i=1": Structure("\ufffd", fields=(StructureField("\ufffd"),))})
 
 
 @given(st.lists(TAGS, max_size=20))
