@@ -13,7 +13,7 @@ What this module does not do: look inside heap bytes (`mirror.variant`), know wh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -330,15 +330,27 @@ def subtract(batch: Batch, other: Batch) -> Batch:
     """
     if not len(batch) or not len(other):
         return batch
-    known = set(zip(*_sample_columns(other), strict=True))
-    keep = np.fromiter((s not in known for s in zip(*_sample_columns(batch), strict=True)), np.bool_, len(batch))
-    return take(batch, np.flatnonzero(keep))
+    columns = [np.concatenate(pair) for pair in zip(*_sample_columns(batch, other), strict=True)]
+    order = np.lexsort(columns)
+    first = np.ones(len(order), np.bool_)  # of each run of equal samples
+    first[1:] = False
+    for column in columns:
+        ordered = column[order]
+        first[1:] |= ordered[1:] != ordered[:-1]
+    run = np.cumsum(first) - 1
+    known = np.zeros(int(run[-1]) + 1, np.bool_)
+    known[run[order >= len(batch)]] = True
+    lost = np.zeros(len(order), np.bool_)
+    lost[order] = known[run]
+    return take(batch, ~lost[: len(batch)])
 
 
-def _sample_columns(batch: Batch) -> list[list[object]]:
-    """Return what makes a sample the same sample, as Python columns: rare work, on short intervals."""
-    values: list[object] = batch.bits.tolist()
-    for row in np.flatnonzero(IN_HEAP[batch.kind]).tolist():
-        values[row] = batch.heap[int(batch.bits[row])]
-    plain = (batch.handle, batch.source_ticks, batch.source_ps, batch.status, batch.kind, batch.flags & SOURCE_NULL)
-    return [*(column.tolist() for column in plain), values]
+def _sample_columns(*batches: Batch) -> Iterator[list[NDArray[Any]]]:
+    """Yield for each batch the columns that make a sample the same sample; values in the heap get a number each."""
+    numbers: dict[bytes, int] = {}
+    for batch in batches:
+        values = batch.bits.copy()
+        rows = np.flatnonzero(IN_HEAP[batch.kind])
+        values[rows] = [numbers.setdefault(batch.heap[i], len(numbers)) for i in batch.bits[rows].tolist()]
+        null = batch.flags & SOURCE_NULL
+        yield [values, batch.source_ticks, batch.source_ps, batch.status, batch.kind, null, batch.handle]

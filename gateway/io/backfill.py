@@ -33,6 +33,7 @@ from mirror.errors import Corrupt, Unavailable
 from mirror.tags import Tag
 
 ROWS_MAX = 2_000_000  # of one gap
+HEAP_BYTES_MAX = 64 << 20  # of its Strings, arrays and structures: all of one gap goes into one segment
 CHUNK_ROWS = 100_000
 TRIES = 3
 RETRY_S = 30.0
@@ -102,16 +103,15 @@ class Backfiller:
         tags = [(handle, known[handle]) for handle in await connection.has_history(concerned)]
         failed: dict[int, int] = {}
         batches: list[Batch] = []
-        rows = 0
+        rows = size_bytes = 0
         async for batch in connection.history(tags, gap.start - widen, gap.end + widen, failed):
-            rows += len(batch)
+            rows, size_bytes = rows + len(batch), size_bytes + len(batch.heap.data)
             batches.append(batch)
-            if rows > ROWS_MAX:
+            if rows > ROWS_MAX or size_bytes > HEAP_BYTES_MAX:
                 break
-        held = await asyncio.to_thread(self._held, plan.id, gap, widen) if batches else Batch.zeros(0)
-        new = subtract(concat(batches), held)
+        new = await asyncio.to_thread(self._new, plan.id, gap, widen, batches)
         without = len(concerned) - len(tags)
-        complete = not failed and not without and rows <= ROWS_MAX
+        complete = not failed and not without and rows <= ROWS_MAX and size_bytes <= HEAP_BYTES_MAX
         why = f"{rows} samples in the server's history; {without} tags without, {len(failed)} failed"
         outcome = sampler.Backfilled(gap, complete, why)
         await asyncio.wrap_future(self._ingest.call(partial(self._store, plan.id, outcome, new)))
@@ -125,6 +125,14 @@ class Backfiller:
         find = self._ingest.journal.tags.find
         tags = [i.tag for i in plan.items if wanted is None or i.tag.identity in wanted]
         return [(handle, tag) for tag in tags if (handle := find(tag.identity)) is not None]
+
+    def _new(self, stream: str, gap: Gap, widen: int, batches: list[Batch]) -> Batch:
+        """Return the rows that the journal does not hold yet; runs in a thread."""
+        if not batches:
+            return Batch.zeros(0)
+        found = concat(batches)
+        batches.clear()
+        return subtract(found, self._held(stream, gap, widen))
 
     def _held(self, stream: str, gap: Gap, widen: int) -> Batch:
         """Return what the journal holds from around a gap, in any timeline; runs in a thread."""

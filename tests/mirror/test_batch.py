@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -28,9 +30,20 @@ from mirror.batch import (
     digest,
     equal,
     ordered_digest,
+    subtract,
     take,
 )
-from tests.mirror.batches import DAY, DOUBLES, FLOATS, INT64_MAX, INT64_MIN, NOW_TICKS, batches, from_rows, table
+from tests.mirror.batches import (
+    DAY,
+    DOUBLES,
+    FLOATS,
+    INT64_MAX,
+    INT64_MIN,
+    NOW_TICKS,
+    batches,
+    from_rows,
+    table,
+)
 
 COLUMNS = ("handle", "source_ticks", "server_ticks", "source_ps", "server_ps", "status", "flags", "kind")
 TABLE = table()
@@ -237,3 +250,31 @@ def test_the_strategies_reach_the_hard_cases() -> None:
     wanted |= {(Kind.FLOAT, bits.to_bytes(4, "little")) for bits in FLOATS}
     wanted |= {(Kind.DOUBLE, bits.to_bytes(8, "little")) for bits in DOUBLES}
     assert wanted <= found, wanted - found
+
+
+@given(batches(max_size=12, handles=2), batches(max_size=12, handles=2))
+def test_what_the_other_batch_holds_is_left_out_whatever_its_server_times(batch: Batch, other: Batch) -> None:
+    both = concat([batch, other])
+    some = np.arange(len(batch) // 2, len(both))
+    other = dataclasses.replace(take(both, some), server_ticks=some)
+
+    def samples(rows: Batch) -> list[tuple[object, ...]]:
+        null = rows.flags & SOURCE_NULL
+        columns = (rows.handle, rows.source_ticks, rows.source_ps, rows.status, rows.kind, null)
+        return [(*row, rows.value_bytes(i)) for i, row in enumerate(zip(*(c.tolist() for c in columns), strict=True))]
+
+    known = set(samples(other))
+    keep = np.array([sample not in known for sample in samples(batch)], np.bool_)
+    assert equal(subtract(batch, other), take(batch, keep))
+
+
+def test_a_long_history_is_compared_in_columns() -> None:
+    batch = Batch.zeros(100_000)
+    batch.source_ticks[:] = NOW_TICKS + np.arange(len(batch))
+    batch.bits[:] = np.arange(len(batch)) << 40
+    half = take(batch, np.arange(len(batch) // 2))
+    tracemalloc.start()
+    assert len(subtract(batch, half)) == len(batch) // 2
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 180 * len(batch), f"{peak / len(batch):.0f} bytes a row"
