@@ -42,6 +42,8 @@ PROBE_FACT = "store.probe"
 TAIL_BYTES = 64 * 1024  # the end of a segment that most likely holds its footer
 RETRY_S = 30.0  # after an error that only a person can mend
 WAIT_MAX_S = 10.0
+TOLD_FEW = 500  # gaps; a prefix that was told more of them is large
+SAVE_S = 300.0  # and saved so often
 NEVER_S = 3600.0
 
 
@@ -127,6 +129,8 @@ class Pusher:
         self._unsaved: list[tuple[ChainRow, tuple[Coverage, ...]]] = []
         self._saving: Future[Any] | None = None
         self._saving_rows = 0
+        self._following = False
+        self._saved_at = -SAVE_S
         self._raising: Future[Any] | None = None
         self._not_before = 0.0
         self._failures = 0  # to do what this program should be able to do
@@ -441,13 +445,17 @@ class Pusher:
     # What the journal remembers of the log
 
     def _save_chain(self) -> None:
-        """Record absorbed segments and the prefix in one transaction; never two at a time."""
+        """Record absorbed segments and the prefix in one transaction; never two at a time.
+
+        A prefix that knows of many gaps is large and is saved seldom: an older one is brought up from the log.
+        """
         if self._saving is not None:
             if not self._saving.done():
                 return
             saving, self._saving = self._saving, None
             failed = saving.exception()
             if failed is None:
+                self._following = True
                 del self._unsaved[: self._saving_rows]
             elif isinstance(failed, MirrorError):
                 self._complain(failed)
@@ -455,15 +463,18 @@ class Pusher:
                 raise failed
         if not self._unsaved or self._chain is None:
             return
-        rows, data, name = tuple(self._unsaved), self._chain.prefix.save(), self._log_fact
-
-        earlier = self._chain.prefix.promise.claims()
+        rows, name, prefix, now = tuple(self._unsaved), self._log_fact, self._chain.prefix, self._clock()
+        earlier = [] if self._following else prefix.promise.claims()  # it is that of this log from then on
+        data = None
+        if len(prefix.at.told) <= TOLD_FEW or now - self._saved_at >= SAVE_S:
+            self._saved_at, data = now, prefix.save()
 
         def save(journal: Journal) -> None:
             journal.follow_log(name, earlier)
             for row, claims in rows:
                 journal.add_chain(row, claims)
-            journal.set_fact(name, data)
+            if data is not None:
+                journal.set_fact(name, data)
 
         self._saving_rows = len(rows)
         self._saving = self._writer.call(save)
