@@ -146,10 +146,13 @@ async def browse(
         Unavailable: The server did not answer.
     """
     found, missing = await _variables(space, facts, roots, excluder(exclude))
-    nameless = [f for f in found if not is_utf8(f.node)]
-    if nameless:  # no identity, no key and no file could hold their names
-        found = [f for f in found if is_utf8(f.node)]
-        missing += [f"{legible(f.node)} (its identifier is not UTF-8)" for f in nameless]
+    namespaces = dict(enumerate(facts.namespaces))
+    # No identity, no key and no file could hold a name that is not UTF-8.
+    nameable = [is_utf8(f.node + namespaces.get(split_node(f.node)[0], "")) for f in found]
+    missing += [
+        f"{legible(f.node)} (its name is not UTF-8)" for f, good in zip(found, nameable, strict=True) if not good
+    ]
+    found = [f for f, good in zip(found, nameable, strict=True) if good]
     nodes = [f.node for f in found]
     data_types = [str(v or "") for v in await space.attributes(nodes, _DATA_TYPE)]
     ranks = await space.attributes(nodes, _VALUE_RANK)
@@ -158,7 +161,7 @@ async def browse(
     ranges = await _values(space, [f.range_node for f in found])
     type_names, structures = await _types(space, facts, data_types)
     names = unique_names([(f.below, split_node(f.node)[1]) for f in found])
-    namespaces, tags = dict(enumerate(facts.namespaces)), []
+    tags = []
     for i, f in enumerate(found):
         index, identifier = split_node(f.node)
         low, high = range_of(ranges[i]) or (None, None)

@@ -31,7 +31,7 @@ from mirror.errors import Corrupt
 from mirror.facts import encode_facts
 from mirror.header import Clock, Header
 from mirror.prefix import Prefix
-from mirror.tags import TagTable
+from mirror.tags import TagTable, legible
 from mirror.variant import Structure
 
 CHUNKS_READ = 100
@@ -138,7 +138,7 @@ class Builder:
 
     def fence(self) -> Header:
         """Return the draft of an empty segment."""
-        around = self._surroundings()
+        around = self._around()
         nothing = digest(Batch.zeros(0), [], np.zeros(0, np.uint32)).hex()
         return Header(body_digest=nothing, sources=around.sources, clock=around.clock)
 
@@ -161,7 +161,7 @@ class Builder:
         rows = take(rows, canonical_order(rows, known.tags.rank)) if len(rows) else rows
         facts = b"" if known.sha256 == at.facts else known.data
         named = {claim.stream for claim in claims} | {gap.stream for gap in gaps}
-        around = self._surroundings()
+        around = self._around()
         draft = Header(
             body_digest=ordered_digest(rows, known.tags.identities).hex(), rows=len(rows), intervals=tuple(claims),
             streams=tuple(s for s in self._reader.streams() if s.id in named), gaps=tuple(gaps),
@@ -169,6 +169,12 @@ class Builder:
             clock=around.clock,
         )  # fmt: skip
         return draft, Payload(rows, known.tags, facts, known.structures, now)
+
+    def _around(self) -> Surroundings:
+        """Return what goes into each header; JSON cannot carry a URI that was not UTF-8."""
+        around = self._surroundings()
+        sources = {legible(uri): tuple(map(legible, names)) for uri, names in around.sources.items()}
+        return Surroundings(sources, around.clock)
 
     def _collect(self, prefix: Prefix, ledger: Iterable[Gap]) -> tuple[list[Coverage], list[Batch]]:
         """Return the claims of the next segment and their rows."""

@@ -11,6 +11,7 @@ import pytest
 
 from gateway.io.journal import Journal
 from gateway.io.reader import JournalReader
+from gateway.io.sealing import Surroundings
 from mirror import chunk
 from mirror.batch import canonical_order, concat, equal, take
 from mirror.coverage import Coverage, Gap, Grade, Reason
@@ -40,6 +41,15 @@ def test_a_damaged_chunk_is_declared_and_never_claimed_as_complete(box: Box):
     assert len(lost) == 6
     assert report.streams[0].holes == [(20, 30)]
     assert [(g.reason, g.start, g.end) for g in report.gaps] == [(Reason.UNDECODABLE, 20, 30)]
+
+
+def test_a_namespace_that_is_not_utf_8_does_not_stop_the_log(box: Box):
+    box.receive(1)
+    box.run(3, surroundings=lambda: Surroundings({"urn:x": ("http://opcfoundation.org/UA/", "urn:\udcfc")}))
+    headers: list[Header] = []
+    verify_store(box.store, LAYOUT, visit=lambda header, *_: headers.append(header))
+    assert headers[-1].sources == {"urn:x": ("http://opcfoundation.org/UA/", "urn:\ufffd")}
+    box.assert_all_pushed()
 
 
 def test_a_loss_that_the_journal_could_not_note_is_noted_later(box: Box):
