@@ -169,12 +169,11 @@ class Load:
         index: Node number by identifier.
     """
 
-    def __init__(self, source: Doubles | Mixed, *, keepalive_null: bool, first_sequence: int) -> None:
+    def __init__(self, source: Doubles | Mixed, *, keepalive_null: bool) -> None:
         self.source = source
         self.rate: float | None = None
         self.noise = True
         self.keepalive_null = keepalive_null
-        self.first_sequence = first_sequence
         self.index: dict[str, int] = {}
         self.feeds: dict[int, Feed] = {}
 
@@ -204,7 +203,7 @@ class Feed:
         self.handles: NDArray[np.uint32] | None = None
         self.due: deque[Slice] = deque()
         self.written = self.sent = self.messages = self.late = self.dropped = 0
-        self._sequence = load.first_sequence
+        self._sequence = 1
         self._quiet = 0
         self._owed = 0.0
         self._last = ticks()
@@ -390,7 +389,7 @@ def say(facts: dict[str, Any]) -> None:
 async def main(options: argparse.Namespace) -> None:
     logging.getLogger("asyncua").setLevel(logging.CRITICAL)
     source = Doubles(options.nodes) if options.mode == "doubles" else Mixed(options.nodes)
-    load = Load(source, keepalive_null=options.keepalive == "null", first_sequence=options.sequence)
+    load = Load(source, keepalive_null=options.keepalive == "null")
     replace_parts_of_asyncua(load)
     server = Server()
     await server.init()
@@ -411,7 +410,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--nodes", type=int, default=10_000)
     parser.add_argument("--mode", choices=("doubles", "mixed"), default="doubles")
     parser.add_argument("--keepalive", choices=("empty", "null"), default="empty")
-    parser.add_argument("--sequence", type=int, default=1, help="number of the first message")
     return parser.parse_args(arguments)
 
 

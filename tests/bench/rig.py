@@ -66,13 +66,21 @@ url = "{url}"
 
 
 class LoadServer(Server):
-    """`tests.bench.load_server` as a process."""
+    """`tests.bench.load_server` as a process.
+
+    Args:
+        folder: Gets its log.
+        nodes: Number of nodes.
+        mode: `doubles` or `mixed`.
+        keepalive: What a keep-alive carries: `empty` or `null`.
+    """
 
     pipes = True
 
-    def __init__(self, folder: Path, *, nodes: int, mode: str = "doubles") -> None:
+    def __init__(self, folder: Path, *, nodes: int, mode: str = "doubles", keepalive: str = "empty") -> None:
         super().__init__(folder)
         self.nodes, self.mode = nodes, mode
+        self._more = [f"--keepalive={keepalive}"]
         self._answers: queue.Queue[dict[str, Any]] = queue.Queue()
 
     @property
@@ -82,7 +90,7 @@ class LoadServer(Server):
     def command(self) -> tuple[list[str | Path], dict[str, str]]:
         program: list[str | Path] = [sys.executable, "-m", "tests.bench.load_server"]
         options = [f"--port={self.port}", f"--nodes={self.nodes}", f"--mode={self.mode}"]
-        return [*program, *options], {"PYTHONPATH": str(ROOT)}
+        return [*program, *options, *self._more], {"PYTHONPATH": str(ROOT)}
 
     def started(self, process: Process) -> None:
         answers: queue.Queue[dict[str, Any]] = queue.Queue()
