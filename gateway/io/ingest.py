@@ -74,12 +74,12 @@ class Durable:
     Attributes:
         batches: (stream, rows) in the order in which they were stored; history is not among them.
         effects: (stream, effect) of those that concern the server: Acknowledge, Republish, Resumed, Backfill.
-        stored: Streams whose waiting rows were stored.
+        waited: By stream, the waiting rows that were stored in front of its own.
     """
 
     batches: list[tuple[str, Batch]] = field(default_factory=list)
     effects: list[tuple[str, Effect]] = field(default_factory=list)
-    stored: list[str] = field(default_factory=list)
+    waited: dict[str, Batch] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,10 +316,21 @@ class Ingest:
         self._committed(items, time.monotonic() - began)
         for future, result in answers:
             future.set_result(result)
-        for stream in durable.stored:
-            self._waiting.pop(stream, None)
+        for stream, rows in durable.waited.items():
+            if self._waiting.get(stream) is rows:  # others may have come since, in the same transaction
+                del self._waiting[stream]
+        self._count(durable)
         self._on_durable(durable)
         return True
+
+    def _count(self, durable: Durable) -> None:
+        """Count what is on disk now."""
+        counters = self.counters
+        for stream, batch in durable.batches:
+            counters.chunks += 1
+            counters.samples += len(batch)
+            quality = np.bincount(batch.status >> np.uint32(30), minlength=4)
+            counters.quality[stream] = counters.quality.get(stream, 0) + quality
 
     def _committed(self, items: list[_Arrival | _Call], took_s: float) -> None:
         counters = self.counters
@@ -429,15 +440,11 @@ class Ingest:
         journal, counters = self.journal, self.counters
         match effect:
             case sampler.Store(ref=Batch() as batch):
-                if stream in self._waiting and stream not in durable.stored:
+                if stream in self._waiting and stream not in durable.waited:
+                    durable.waited[stream] = self._waiting[stream]
                     batch = concat([self._waiting[stream], batch])
-                    durable.stored.append(stream)
                 if len(batch):
                     journal.append(stream, effect.timeline, effect.pub_from, effect.pub_to, self.replica, batch)
-                    counters.chunks += 1
-                    counters.samples += len(batch)
-                    quality = np.bincount(batch.status >> np.uint32(30), minlength=4)
-                    counters.quality[stream] = counters.quality.get(stream, 0) + quality
                     durable.batches.append((stream, batch))
                 counters.newest_ticks = max(counters.newest_ticks, effect.pub_to)
             case sampler.Extend():

@@ -115,6 +115,27 @@ def test_a_refused_node_is_stored_with_the_server_s_own_status_in_front_of_the_f
     assert rows.status.tolist() == [0x80340000, 0, 0] and rows.flags[0] & NO_VALUE
 
 
+def test_refused_nodes_told_while_earlier_ones_are_stored_are_stored_too(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    hold, go = queue.SimpleQueue[bool](), queue.SimpleQueue[bool]()
+
+    def wait(_journal: Journal) -> None:
+        hold.put(True)
+        go.get(timeout=WAIT_S)
+
+    rig.ingest.call(wait)
+    hold.get(timeout=WAIT_S)  # what follows is one transaction
+    rig.ingest.refused(STREAM, {2: 0x80340000}, T)
+    rig.send(1, item(0, double(1.0)))
+    rig.ingest.refused(STREAM, {3: 0x80340000}, T)
+    go.put(True)
+    rig.acknowledged(1)
+    rig.send(2, item(0, double(2.0)))
+    rig.acknowledged(1)
+    assert {2, 3} <= set(rig.rows().handle.tolist())
+    rig.close()
+
+
 def test_a_source_time_far_ahead_of_our_clock_is_kept_and_flagged(rig: Rig) -> None:
     rig.send(1, item(0, double(1.0), source=2**62), item(1, double(1.0)))
     rig.acknowledged(1)
@@ -152,6 +173,7 @@ def test_while_the_disk_refuses_nothing_is_acknowledged_nobody_asks_and_afterwar
     assert rig.acknowledged(4) == [2, 3, 4, 5]
     assert rig.room.get(timeout=WAIT_S)
     assert not rig.ingest.full and rig.ingest.counters.store_failures > 0
+    assert rig.ingest.counters.samples == 9, "what was tried twice counts once"
     rows = rig.rows()
     assert rows.bits[rows.handle == 0].view("f8").tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
     reader = JournalReader.open(rig.path)
