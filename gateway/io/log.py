@@ -7,9 +7,11 @@ listed in docs/operations.md; a name that is not in EVENTS is a bug and raises.
 from __future__ import annotations
 
 import sys
+import threading
+from datetime import UTC, datetime
 from typing import Any
 
-import structlog
+import msgspec
 
 #: Every event this program writes, and what it tells.
 EVENTS = {
@@ -45,15 +47,7 @@ EVENTS = {
     "mqtt.failed": "a round of publishing was given up because of an error in this program",
 }
 
-structlog.configure(
-    processors=[
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-        structlog.processors.JSONRenderer(),
-    ],
-    logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
-    cache_logger_on_first_use=True,
-)
-_logger = structlog.get_logger()
+_lock = threading.Lock()  # lines of several threads do not mix
 
 
 def log(event: str, **facts: Any) -> None:
@@ -64,4 +58,6 @@ def log(event: str, **facts: Any) -> None:
         **facts: Keys with units last; values are numbers or short texts.
     """
     assert event in EVENTS, f"{event} is not a known event"
-    _logger.info(event, **facts)
+    line = msgspec.json.encode({**facts, "event": event, "time": datetime.now(UTC)}, enc_hook=str).decode()
+    with _lock:
+        print(line, file=sys.stderr, flush=True)

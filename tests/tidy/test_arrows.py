@@ -40,7 +40,6 @@ THIRD_PARTY: dict[str, Sequence[str]] = {
     "paho": ("gateway/io/mqtt.py", "demo/"),
     "starlette": ("gateway/io/http.py",),
     "uvicorn": ("gateway/io/http.py",),
-    "structlog": ("gateway/io/log.py", "cloud/io/"),
     "rich": (*CLI, "demo/"),
     "duckdb": ("cloud/io/catalog.py",),
     "deltalake": ("cloud/io/catalog.py",),
