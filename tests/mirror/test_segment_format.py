@@ -14,14 +14,21 @@ from hypothesis import HealthCheck, given, settings
 from mirror import segment
 from mirror.batch import Batch, Kind, digest
 from mirror.coverage import Axis, Closure, Coverage, Gap, Grade, Reason, Stream
-from mirror.header import Clock, Closing, Handover, Header
+from mirror.header import Clock, Closing, Handover, Header, public_hex
+from mirror.store import MemoryStore
 from mirror.tags import Tag
+from mirror.verify import verify_store
 from tests.mirror import stranger
 from tests.mirror.batches import batches
-from tests.mirror.logs import LAYOUT, log
+from tests.mirror.logs import KEY, LAYOUT, log
 from tests.mirror.test_segment import GOLDEN, HEADER, TAGS, ordered, plant
 
 DOCUMENT = (Path(__file__).parent.parent.parent / "docs" / "segment-format.md").read_text()
+GOLDEN_HASHES = {
+    0: "90321b09916a6b4e6110de41b968928d089a793e650b7b588dd085292aad890a",
+    1: "59661a3185715e5f24fb6d0480250f670d34afa779737457b58ec4ccd7d6984f",
+    2: "03cf353ad08dd4201cd58f38d6708aa333921365057f04917a5a42e71e894f85",
+}
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +108,31 @@ def test_a_stranger_refuses_a_log_that_is_altered(member: str) -> None:
     files = [objects[LAYOUT.segment(0)].body, objects[LAYOUT.segment(1)].body, bytes(data)]
     with pytest.raises((AssertionError, KeyError, InvalidSignature)):
         stranger.verify(files)
+
+
+# --- the golden log -----------------------------------------------------------------------------------
+
+
+def golden_log() -> MemoryStore:
+    """Written once by format 1, a segment each by replicas `a` and `b`; a new format needs another beside it."""
+    store = MemoryStore()
+    for seq, path in enumerate(sorted((GOLDEN / "log-1").iterdir())):
+        assert path.name == LAYOUT.segment(seq).rpartition("/")[2]
+        store.put(LAYOUT.segment(seq), path.read_bytes())
+    return store
+
+
+def test_the_golden_log_stays_verified() -> None:
+    report = verify_store(golden_log(), LAYOUT, keys={"a": public_hex(KEY)}, known=GOLDEN_HASHES)
+    assert report.verified, report.findings
+    assert (report.segments, report.rows, report.epochs) == (3, 12, [(1, "a", 0), (2, "b", 2)])
+    assert [(g.reason, g.start, g.end, g.closed_by) for g in report.gaps] == [
+        (Reason.OVERFLOW, 4, 5, Closure.HISTORY)
+    ]  # fmt: skip
+    claims = {(c.start, c.end): c.grade for c in report.claims}
+    assert claims == {(4, 5): Grade.HISTORY, (10, 30): Grade.COVERED, (31, 32): Grade.HELD}
+
+
+def test_a_stranger_verifies_the_golden_log() -> None:
+    headers = stranger.verify(o.body for _, o in sorted(golden_log().objects.items()))
+    assert [h["holder"] for h in headers] == ["a", "a", "b"]
