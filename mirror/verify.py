@@ -174,6 +174,10 @@ class _Walk:
         if any(below.at.keys.get(name) != key for name, key in self.prefix.at.keys.items()):
             self._found(Finding(below.at.seq, Flaw.FOREIGN, "floor.json enrols other keys than those expected"))
             below.at.keys.update(self.prefix.at.keys)
+        last = below.at.seq - 1  # nobody signs floor.json: a forged one must not hide what a replica remembers
+        if self.known and last >= 0 and self.known.get(last) != below.at.hash:
+            told = "another segment" if last in self.known else "no segment"
+            self._found(Finding(last, Flaw.FORK, f"floor.json begins behind it, and a replica remembers {told} here"))
         self.prefix = below
         self.promise = Promise(below.promise.claims())
 

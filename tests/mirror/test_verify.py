@@ -281,6 +281,22 @@ def test_a_log_cleaned_up_to_a_floor_is_verified_from_there():
     assert report.streams[0].complete_up_to == 50, "the promise below the floor counts"
 
 
+def test_a_floor_that_nobody_remembers_hides_nothing():
+    writer = log(4)
+    remembered = dict(writer.hashes)
+    forged = LogWriter(key=OTHER)
+    for _ in range(9):
+        forged.write(2)
+    below = Saved("g", 8, forged.hashes[7], keys={"a": public_hex(OTHER)}, epoch=1, holder="a", incarnation="i1")
+    for seq in range(8):
+        forged.store.delete(LAYOUT.segment(seq))
+    forged.store.put(LAYOUT.floor, Prefix(below).save())
+    assert verify_store(forged.store, LAYOUT).verified, "nobody here remembers anything"
+    assert flaws(forged, known=remembered) == [(7, "fork")]
+    assert flaws(forged, known={7: remembered[3]}) == [(7, "fork")]
+    assert flaws(forged, known={7: forged.hashes[7]}) == []
+
+
 def test_gaps_are_told_as_they_stood_last():
     writer = log(1)
     gap = Gap.opened("s", "1-1", 20, Reason.MISSED)
