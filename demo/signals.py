@@ -53,8 +53,7 @@ class Signal:
         unit, low, high: Engineering unit and range, where it has them.
         text: Description.
         statuses: Every so many writes a status other than Good; 0: always Good; or the codes in turn.
-        stamps: `both`, `no source`, `no server`, `stale` (the source time stands an hour behind),
-            `fine` (with picoseconds).
+        stamps: `both`, `no source`, `no server`, `stale` (the source time stands an hour behind).
         data_type: Identifier of the declared data type in namespace 0; 0: that of `type`.
     """
 
