@@ -12,9 +12,11 @@ import msgspec
 
 from gateway.cli.run import load
 from gateway.config import Config
+from gateway.io.keys import SIGNING_KEY, signing_key
 from gateway.io.reader import JournalReader
 from gateway.io.runtime import log_layout, open_store
 from mirror.errors import ConfigError
+from mirror.header import public_hex
 from mirror.verify import Report, verify_store
 
 UNIX_EPOCH_TICKS = 116_444_736_000_000_000
@@ -28,7 +30,8 @@ def verify(options: argparse.Namespace) -> int:
             "sync.bucket is empty; there is no log to verify", hint="set sync.bucket to s3://BUCKET/PREFIX"
         )
     began = time.monotonic()
-    report = verify_store(open_store(config.sync), log_layout(config), known=None if options.alone else _known(config))
+    keys, known = ({}, None) if options.alone else (_keys(config), _known(config))
+    report = verify_store(open_store(config.sync), log_layout(config), keys=keys, known=known)
     took_s = round(time.monotonic() - began, 3)
     if options.json:
         facts: dict[str, Any] = msgspec.to_builtins(report)
@@ -36,6 +39,14 @@ def verify(options: argparse.Namespace) -> int:
     else:
         _print(report, took_s)
     return 0 if report.verified else 1
+
+
+def _keys(config: Config) -> dict[str, str]:
+    """Return this replica's own public key: its log begins with a segment that it has signed."""
+    directory = Path(config.replica.data_dir)
+    if not (directory / SIGNING_KEY).exists():
+        return {}
+    return {config.replica.name: public_hex(signing_key(directory))}
 
 
 def _known(config: Config) -> dict[int, str]:
