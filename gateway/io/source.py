@@ -154,13 +154,22 @@ class SourceRunner:
             try:
                 await self._session()
             except (Unavailable, ConfigError, Corrupt) as error:
-                self._lost(error)
-                if isinstance(error, Gone):
-                    await self._sessions.forget(error.streams)
-                if not _answered(error) or time.monotonic() - began > 2 * BACKOFF_S[-1]:
-                    refusals = 0
-                await asyncio.sleep(pause_s(error, refusals) * random.uniform(0.7, 1.0))
-                refusals += _answered(error)
+                refusals = await self._again(error, refusals, time.monotonic() - began)
+            except AssertionError:
+                raise  # our own state is wrong: better to begin anew than to go on
+            except Exception as error:  # whatever one server provokes, the others' sources live on
+                odd = Corrupt(f"{type(error).__name__}: {error}", hint="please report this, with the server's product")
+                refusals = await self._again(odd, refusals, time.monotonic() - began)
+
+    async def _again(self, error: MirrorError, refusals: int, lasted_s: float) -> int:
+        """Tell what ended the session, wait, and return how often the server has refused in a row."""
+        self._lost(error)
+        if isinstance(error, Gone):
+            await self._sessions.forget(error.streams)
+        if not _answered(error) or lasted_s > 2 * BACKOFF_S[-1]:
+            refusals = 0
+        await asyncio.sleep(pause_s(error, refusals) * random.uniform(0.7, 1.0))
+        return refusals + _answered(error)
 
     def room(self) -> None:
         """Look again whether the ingest takes more; call it in the event loop."""
