@@ -17,8 +17,8 @@ from gateway.io.reader import JournalReader
 from mirror.batch import SOURCE_NULL
 from mirror.schema import sql_values
 from mirror.status import status_name
+from mirror.ticks import from_unix_s
 
-UNIX_EPOCH_TICKS = 116_444_736_000_000_000
 ROWS = 24
 LINE_S = 5.0
 COLOURS = ("green", "yellow", "red", "red")  # by the two highest bits of a StatusCode
@@ -83,7 +83,7 @@ def _table(reader: JournalReader, summary: str) -> Table:
         table.add_column(name, ratio=share, no_wrap=True, overflow="ellipsis")
     tags, structures, state = reader.tags(), reader.structures(), reader.state()
     rows = state.batch(_chosen(state.handles, state.status))
-    now = int(time.time() * 10_000_000) + UNIX_EPOCH_TICKS
+    now = from_unix_s(time.time())
     times = np.where(rows.flags & SOURCE_NULL, rows.server_ticks, rows.source_ticks).tolist()
     values = sql_values(rows, lambda handle: structures.get(tags[handle].source, {}))
     for handle, at, status, value in zip(rows.handle.tolist(), times, rows.status.tolist(), values, strict=True):

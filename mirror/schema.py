@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirror.batch import IN_HEAP, SERVER_NULL, SOURCE_NULL, Batch, Heap, Kind
+from mirror.ticks import UNIX_EPOCH_TICKS
 from mirror.variant import Structure, iso, readable
 
 #: `PRAGMA application_id` of every mirror.db: "edgm".
 APPLICATION_ID = 0x6564676D
 
-UNIX_EPOCH_TICKS = 116_444_736_000_000_000
 _YEAR_1 = UNIX_EPOCH_TICKS - 62_135_596_800 * 10_000_000
 _YEAR_10000 = UNIX_EPOCH_TICKS + 253_402_300_800 * 10_000_000
 

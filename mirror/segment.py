@@ -44,6 +44,7 @@ from mirror.batch import (
 from mirror.errors import Corrupt
 from mirror.facts import decode_facts, encode_facts
 from mirror.tags import Tag, TagTable
+from mirror.ticks import UNIX_EPOCH_TICKS
 from mirror.variant import Structure, Texts, body_size
 
 __all__ = [
@@ -57,7 +58,6 @@ RAW_BYTES_MAX = 2 * 1024**3  # of all columns, uncompressed, as the footer claim
 HEAP_BYTES_MAX = 256 * 1024**2  # as text it may be some times larger, and Arrow's strings have 32-bit offsets
 FOOTER_BYTES_MAX = 64 * 1024**2  # header and facts stand there, so this bounds both
 
-UNIX_EPOCH_TICKS = 116_444_736_000_000_000
 #: `time` holds the years 1900 to 9999: Spark before 4.0 refuses older stamps, and no calendar here has later ones.
 TIME_FIRST_TICKS = 94_354_848_000_000_000
 TIME_END_TICKS = 2_650_467_744_000_000_000

@@ -17,8 +17,8 @@ from typing import Any
 
 from gateway.cli.run import load
 from mirror.errors import ConfigError, MirrorError
+from mirror.ticks import clock_text
 
-UNIX_EPOCH_TICKS = 116_444_736_000_000_000
 TAIL_POLL_S = 0.1
 
 
@@ -43,7 +43,7 @@ def status(options: argparse.Namespace) -> int:
         return 0
     print(f"epoch {facts['epoch']}, {facts['tags']} tags, {facts['chunks']} chunks")
     for stream in facts["streams"]:
-        until = _clock(stream["covered_to"]) if stream["covered_to"] else "never"
+        until = clock_text(stream["covered_to"]) if stream["covered_to"] else "never"
         print(f"stream {stream['id']}  {stream['source']}  complete to {until}  open gaps {stream['open_gaps']}")
     pushed = facts["pushed"]
     if pushed:
@@ -74,11 +74,6 @@ def _status(reader: Any) -> dict[str, Any]:
         "backlog": backlog._asdict(),
         "gaps": {"open": len(unclosed), "closed": len(gaps) - len(unclosed) - lost, "lost": lost},
     }  # fmt: skip
-
-
-def _clock(ticks: int) -> str:
-    seconds = (ticks - UNIX_EPOCH_TICKS) / 10_000_000
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds)) + " UTC"
 
 
 def tail(options: argparse.Namespace) -> int:

@@ -17,9 +17,8 @@ from gateway.io.reader import JournalReader
 from gateway.io.runtime import log_layout, open_store
 from mirror.errors import ConfigError
 from mirror.header import public_hex
+from mirror.ticks import clock_text
 from mirror.verify import Report, verify_store
-
-UNIX_EPOCH_TICKS = 116_444_736_000_000_000
 
 
 def verify(options: argparse.Namespace) -> int:
@@ -80,6 +79,4 @@ def _print(report: Report, took_s: float) -> None:
 
 
 def _clock(ticks: int | None) -> str:
-    if ticks is None:
-        return "now"
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime((ticks - UNIX_EPOCH_TICKS) / 1e7)) + " UTC"
+    return "now" if ticks is None else clock_text(ticks)

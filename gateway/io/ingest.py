@@ -34,8 +34,8 @@ from gateway.sampler import Effect, Event, Position, Sampler
 from mirror.batch import AHEAD, NO_VALUE, SERVER_NULL, SOURCE_NULL, Batch, concat, take
 from mirror.coverage import Reason
 from mirror.errors import Corrupt, Unavailable
+from mirror.ticks import from_unix_s
 
-UNIX_EPOCH_TICKS = 116_444_736_000_000_000
 AHEAD_TICKS = 60 * 10_000_000  # a source time further ahead of our clock than this does not freeze the state
 GATHER_MAX = 256  # arrivals in one transaction
 GATHER_BYTES_MAX = 8 << 20
@@ -470,7 +470,7 @@ def read_position(data: bytes | None) -> Position | None:
 
 def _flag_ahead(batch: Batch) -> Batch:
     """Flag rows whose source time is too far ahead of this gateway's clock."""
-    limit = int(time.time() * 10_000_000) + UNIX_EPOCH_TICKS + AHEAD_TICKS
+    limit = from_unix_s(time.time()) + AHEAD_TICKS
     ahead = batch.source_ticks > limit
     if ahead.any():
         batch.flags[ahead] |= AHEAD

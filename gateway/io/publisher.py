@@ -33,8 +33,8 @@ from gateway.formats.names import Names
 from gateway.formats.retained import Retained
 from gateway.io.mqtt import Broker, Link, Phase, Status
 from mirror.batch import Batch, take
+from mirror.ticks import UNIX_EPOCH_TICKS
 
-UNIX_EPOCH_TICKS = 116_444_736_000_000_000
 REFRESH_ROWS = 500  # retained tags published again between two rounds of live values
 HISTORY_ROWS = 2000  # back-filled rows between two rounds of live values
 STEADY_S = 10.0  # a connection that stood this long resets the pauses between attempts

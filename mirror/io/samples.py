@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from mirror import chunk
 from mirror.batch import SERVER_NULL, SOURCE_NULL, Batch, take
 from mirror.errors import Corrupt
-from mirror.schema import UNIX_EPOCH_TICKS, SqlValue, sql_times, sql_values
+from mirror.schema import SqlValue, sql_times, sql_values
 from mirror.tags import Tag, TagTable
+from mirror.ticks import UNIX_EPOCH_TICKS
 from mirror.variant import Structure
 
 #: Columns of `samples`; the export writes the same ones.
