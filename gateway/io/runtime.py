@@ -259,7 +259,7 @@ class Gateway:
             url=mqtt.url, client_id=f"edgemirror-{group.name}", node=group.name, user=mqtt.user,
             password_file=mqtt.password_file, ca_file=mqtt.ca_file, keepalive_s=mqtt.keepalive_s, window=mqtt.window,
         )  # fmt: skip
-        return Publisher(broker, self._names(), on_event=_mqtt_event)
+        return Publisher(broker, self._names(), on_event=_Told())
 
 
 def log_layout(config: Config) -> Layout:
@@ -285,8 +285,17 @@ def _trim(promise: Promise, keep_s: float, journal: Journal) -> int:
     return journal.trim(promise, keep_s=keep_s)
 
 
-def _mqtt_event(name: str, facts: dict[str, object]) -> None:
-    log(name, **facts)
+class _Told:
+    """Writes the publisher's events, each failure once however often it is met again."""
+
+    def __init__(self) -> None:
+        self._failure: tuple[str, object] | None = None
+
+    def __call__(self, name: str, facts: dict[str, object]) -> None:
+        failure = (name, facts.get("error")) if name == "mqtt.connect_failed" else None
+        if failure is None or failure != self._failure:
+            log(name, **facts)
+        self._failure = failure
 
 
 def read_secret(path: str) -> str:
