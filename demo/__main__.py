@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -301,11 +302,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", help="keep the folder with everything that was written")
     options = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="edgemirror-demo-"))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whatever ends it, what it wrote is removed
     try:
         figures = Demo(folder, options.seconds, options.seed).run()
     except NotReady as error:
         print(f"demo: {error}", file=sys.stderr)
         return 3
+    except KeyboardInterrupt:
+        print("demo: interrupted; nothing was compared", file=sys.stderr)
+        return 130
     finally:
         if options.keep:
             print(f"kept: {folder}", file=sys.stderr)

@@ -355,7 +355,7 @@ def program(name: str) -> Path:
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
-        raise NotReady(f"{name} is missing: install the extra `demo` (pip install 'edgemirror[demo]')")
+        raise NotReady(f"{name} is missing: install the extra `demo` (pip install '.[demo]')")
     return Path(found)
 
 

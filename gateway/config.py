@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
+from gateway.browse import parse_root
 from mirror.errors import ConfigError
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
@@ -244,7 +245,7 @@ def _check(config: Config) -> None:
     for source in config.source:
         where = f"source {source.name!r}"
         url = urlsplit(source.endpoint)
-        if url.scheme != "opc.tcp" or not url.hostname:
+        if url.scheme != "opc.tcp" or not url.hostname or not _has_port(source.endpoint):
             raise ConfigError(f"{where}: endpoint is {source.endpoint!r}; use opc.tcp://host:port")
         if source.security != "none" and not (source.certificate_file and source.key_file and source.trust_dir):
             raise ConfigError(
@@ -252,6 +253,9 @@ def _check(config: Config) -> None:
             )
         if source.user and not source.password_file:
             raise ConfigError(f"{where}: user is {source.user!r} without password_file")
+        for device in source.device:
+            for root in device.browse:
+                parse_root(root)
         if source.name in seen:
             raise ConfigError(f"{where}: the name is used twice; names of sources are unique")
         seen.add(source.name)
@@ -276,6 +280,13 @@ def _check(config: Config) -> None:
         host, _, port = config.http.listen.rpartition(":")
         if not port.isdigit() or host not in ("127.0.0.1", "localhost", "[::1]"):
             raise ConfigError(f"http.listen is {config.http.listen!r}; use 127.0.0.1:8480")
+
+
+def _has_port(endpoint: str) -> bool:
+    try:
+        return bool(urlsplit(endpoint).port)
+    except ValueError:
+        return False
 
 
 def settings() -> list[str]:

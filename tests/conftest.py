@@ -1,4 +1,7 @@
-"""What holds for all tests: live tests are marked by their folder, and in CI none of them may be skipped."""
+"""What holds for all tests: live tests are marked, and in CI none of them may be skipped.
+
+A test is live by its folder, or by the starters that its module takes from there.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,11 @@ LIVE = Path(__file__).parent / "live"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.is_relative_to(LIVE):
+        module = getattr(item, "module", None)
+        borrowed = any(
+            getattr(value, "__module__", None) == "tests.live.servers" for value in vars(module).values()
+        ) if module is not None else False  # fmt: skip
+        if item.path.is_relative_to(LIVE) or borrowed:
             item.add_marker(pytest.mark.live)
 
 

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
 
     def ready() -> None:
         http = f"http://{config.http.listen.rpartition(':')[0]}:{gateway.http.port}" if gateway.http else None
-        facts = {"ready": True, "journal": str(gateway.path), "pid": os.getpid(), "http": http}
+        facts = {"started": True, "journal": str(gateway.path), "pid": os.getpid(), "http": http}
         print(json.dumps(facts), flush=True)
 
     async def main() -> None:

@@ -63,6 +63,8 @@ class Gateway:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        for path in _secrets(config):  # before anything is written
+            read_secret(path)
         self.started = time.time()
         self.path = Path(config.replica.data_dir) / JOURNAL
         self.journal = Journal.open(self.path, replica=config.replica.name)
@@ -296,6 +298,12 @@ class _Told:
         if failure is None or failure != self._failure:
             log(name, **facts)
         self._failure = failure
+
+
+def _secrets(config: Config) -> list[str]:
+    sync = config.sync
+    of_bucket = [sync.access_key_file, sync.secret_key_file] if sync.bucket else []
+    return [*(source.password_file for source in config.source), *of_bucket]
 
 
 def read_secret(path: str) -> str:

@@ -144,6 +144,7 @@ class SourceRunner:
         self._vanished: set[int] = set()  # tags that the server had and has no more, to go Bad
         self._refusals = 0  # resumes in a row that failed on an open channel
         self._first = True
+        self._missing: set[str] = set()  # roots that were told to be missing
         self._model: Model | None = None
 
     async def run(self) -> None:
@@ -268,8 +269,9 @@ class SourceRunner:
         found: dict[str, list[Tag]] = {}
         for device in self.config.device:
             found[device.name] = await connection.browse(device.name, device.browse, device.exclude)
-            for root in connection.missing:
+            for root in set(connection.missing) - self._missing:
                 log("source.root_missing", source=self.config.name, device=device.name, root=root)
+            self._missing |= set(connection.missing)
         if not any(found.values()):
             raise ConfigError(f"source {self.config.name!r}: nothing to mirror below its roots")
         model = Model(roots, facts.uri, found)

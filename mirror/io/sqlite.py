@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -76,7 +77,9 @@ def reactions(path: Path) -> Iterator[None]:
 def reaction(error: apsw.Error, path: Path) -> MirrorError | apsw.Error:
     """Return what an SQLite error means to a caller, or the error itself if it is a mistake of ours."""
     text = f"{path}: {error}"
-    if isinstance(error, apsw.CorruptError | apsw.NotADBError | apsw.FormatError):
+    if isinstance(error, apsw.NotADBError):
+        return Corrupt(text, hint="a journal is the file mirror.db in replica.data_dir")
+    if isinstance(error, apsw.CorruptError | apsw.FormatError):
         return Corrupt(text, hint=f"move {path} away and start again; what the bucket has can be restored from it")
     if isinstance(error, apsw.FullError):
         return Unavailable(text, hint=f"free space on the disk of {path.parent}")
@@ -351,9 +354,14 @@ def export(path: Path, out: Path, *, progress: Callable[[int, int], None] = lamb
     part.unlink(missing_ok=True)
     db = connect(path)
     try:
-        with reactions(path):
-            counts = _export(db, part, progress)
-        part.rename(out)
+        try:
+            with reactions(path):
+                counts = _export(db, part, progress)
+            part.rename(out)
+        except (sqlite3.Error, OSError) as error:  # sqlite-utils writes through the standard library
+            raise Unavailable(
+                f"{out} cannot be written: {error}", hint=f"df -h {out.parent}; ls -ld {out.parent}"
+            ) from error
     finally:
         db.close()
         part.unlink(missing_ok=True)

@@ -89,6 +89,13 @@ def test_export_writes_a_plain_file_and_never_over_another(
     assert code == 2 and "exists" in err
 
 
+def test_an_export_that_cannot_be_written_says_so(
+    journal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(capsys, "export", "--journal", journal, tmp_path / "nowhere" / "x.db")
+    assert code == 3 and "cannot be written" in err and "try:" in err
+
+
 def test_a_missing_file_is_named_with_the_next_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "status", "--config", tmp_path / "none.toml")
     assert code == 2 and "none.toml" in err and "try:" in err

@@ -43,6 +43,8 @@ def test_the_shortest_file_takes_the_documented_defaults() -> None:
         (MINIMAL + "publising_ms = 100", "unknown field `publising_ms`"),
         (MINIMAL.replace("browse = [", "browse = []#"), "browse"),
         (MINIMAL.replace("opc.tcp://", "http://"), "use opc.tcp://host:port"),
+        (MINIMAL.replace(":4840", ""), "use opc.tcp://host:port"),
+        (MINIMAL.replace("ns=2;s=Press7", "Press7"), "Press7"),
         (MINIMAL.replace('"none"', '"Basic256Sha256:Sign"'), "needs certificate_file, key_file and trust_dir"),
         (MINIMAL.replace('security = "none"', 'security = "none"\nuser = "x"'), "without password_file"),
         (MINIMAL.replace('"press-shop"', '"press/shop"'), "group.name"),
