@@ -78,9 +78,10 @@ def reaction(error: apsw.Error, path: Path) -> MirrorError | apsw.Error:
     """Return what an SQLite error means to a caller, or the error itself if it is a mistake of ours."""
     text = f"{path}: {error}"
     if isinstance(error, apsw.NotADBError):
-        return Corrupt(text, hint="a journal is the file mirror.db in replica.data_dir")
+        which = "a journal is the file mirror.db in replica.data_dir"
+        return Corrupt(text, hint=f"{which}; if this is it, {_start_again(path)}")
     if isinstance(error, apsw.CorruptError | apsw.FormatError):
-        return Corrupt(text, hint=f"move {path} away and start again; what the bucket has can be restored from it")
+        return Corrupt(text, hint=_start_again(path))
     if isinstance(error, apsw.FullError):
         return Unavailable(text, hint=f"free space on the disk of {path.parent}")
     if isinstance(error, apsw.IOError | apsw.BusyError | apsw.LockedError | apsw.NoMemError | apsw.InterruptError):
@@ -88,6 +89,10 @@ def reaction(error: apsw.Error, path: Path) -> MirrorError | apsw.Error:
     if isinstance(error, apsw.CantOpenError | apsw.PermissionsError | apsw.ReadOnlyError):
         return ConfigError(text, hint=f"ls -l {path.parent}; the gateway's user must own it")
     return error
+
+
+def _start_again(path: Path) -> str:
+    return f"move {path} away and start again; what the bucket has can be restored from it"
 
 
 def connect(path: Path, *, write: bool = False, vfs: str = "") -> apsw.Connection:
@@ -201,10 +206,7 @@ def check(db: apsw.Connection, path: Path) -> None:
             found = [str(result) for result in checked]
     damage = [line for line in found if line != "ok"]
     if damage:
-        raise Corrupt(
-            f"{path} is damaged: {damage[0]}",
-            hint=f"move {path} away and start again; what the bucket has can be restored from it",
-        )
+        raise Corrupt(f"{path} is damaged: {damage[0]}", hint=_start_again(path))
 
 
 def bound_time(db: apsw.Connection, seconds_max: float) -> Callable[[], None]:
