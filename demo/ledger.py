@@ -28,19 +28,20 @@ class Verdict:
 
     Attributes:
         produced: Rows that the plant wrote.
-        expected: Rows from the first mirrored one of each tag on; all rows of a tag without any.
-        found: Expected rows that the mirror has.
-        lost: Expected rows that it does not have.
+        missing: Places of those that the mirror does not have.
         duplicates: Further copies of rows in the mirror.
         foreign: Rows of the mirror that the plant never wrote.
     """
 
     produced: int
-    expected: int
-    found: int
-    lost: int
+    missing: frozenset[int]
     duplicates: int
     foreign: int
+
+    @property
+    def lost(self) -> int:
+        """How many rows the mirror does not have."""
+        return len(self.missing)
 
     @property
     def clean(self) -> bool:
@@ -89,17 +90,12 @@ def compare(plant: Batch, mirror: Iterable[Batch]) -> Verdict:
     """Compare what was written with what a mirror holds, in batches with the same handles."""
     copies: Counter[Key] = Counter(key for batch in mirror for key in keys(batch))
     written = list(keys(plant))
-    first: dict[object, int] = {}
-    for place, key in enumerate(written):
-        if key in copies:
-            first.setdefault(key[0], place)
-    expected = [key for place, key in enumerate(written) if place >= first.get(key[0], 0)]
-    assert len(set(written)) == len(written), "two writes of the plant cannot be told apart"
-    found = sum(key in copies for key in expected)
     own = set(written)
+    assert len(own) == len(written), "two writes of the plant cannot be told apart"
+    missing = frozenset(place for place, key in enumerate(written) if key not in copies)
     return Verdict(
-        produced=len(written), expected=len(expected), found=found, lost=len(expected) - found,
-        duplicates=sum(n - 1 for n in copies.values()), foreign=sum(key not in own for key in copies),
+        produced=len(written), missing=missing, duplicates=sum(n - 1 for n in copies.values()),
+        foreign=sum(key not in own for key in copies),
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -31,12 +31,26 @@ READY_S = 30.0
 STARTS = 3
 POLL_S = 0.02
 PR_SET_PDEATHSIG = 1
+PORT_TAKEN = ("in use", "is not available", "cannot be used")  # what servers say of a port that is somebody's
+LOOPBACK = "127.0.0.1,localhost,::1"
 
 _libc = ctypes.CDLL(None)
 
 
 class NotReady(Exception):
     """A server ended or did not become ready in time; the text carries the end of its log."""
+
+
+class Missing(NotReady):
+    """A server's program is not on this machine; the text says how it comes there."""
+
+
+def stay_on_loopback(environment: MutableMapping[str, str]) -> None:
+    """Take out of an environment what would lead a client of a loopback server elsewhere: proxies, AWS profiles."""
+    for name in [name for name in environment if name.startswith("AWS_")]:
+        del environment[name]
+    for name in ("NO_PROXY", "no_proxy"):
+        environment[name] = LOOPBACK
 
 
 def free_ports(count: int) -> list[int]:
@@ -191,15 +205,19 @@ class Server:
         for attempt in range(STARTS):
             if fresh:
                 self.ports = free_ports(self.ports_needed)
-            command, env = self.command()
-            self.process = Process(command, self.folder, type(self).__name__.lower(), env, self.pipes)
-            self.started(self.process)
             try:
+                command, env = self.command()
+                self.process = Process(command, self.folder, type(self).__name__.lower(), env, self.pipes)
+                self.started(self.process)
                 self.process.ready(self.is_ready)
                 return self
             except NotReady as error:
-                if attempt == STARTS - 1 or "in use" not in str(error):
+                if attempt == STARTS - 1 or not any(words in str(error) for words in PORT_TAKEN):
+                    self.stop()
                     raise
+            except BaseException:  # interrupted while it started: nobody else knows of it yet
+                self.stop()
+                raise
         raise AssertionError("unreachable")
 
     def stop(self) -> None:
@@ -355,7 +373,7 @@ def program(name: str) -> Path:
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
-        raise NotReady(f"{name} is missing: install the extra `demo` (pip install '.[demo]')")
+        raise Missing(f"{name} is missing: install the extra `demo` (pip install '.[demo]')")
     return Path(found)
 
 

@@ -19,7 +19,7 @@ from mirror.schema import sql_values
 from mirror.status import status_name
 from mirror.ticks import from_unix_s
 
-ROWS = 24
+ROWS, ROWS_MIN, ROWS_BESIDE = 24, 4, 9  # tags shown; at least; lines of a terminal that other things take
 LINE_S = 5.0
 COLOURS = ("green", "yellow", "red", "red")  # by the two highest bits of a StatusCode
 
@@ -27,8 +27,8 @@ COLOURS = ("green", "yellow", "red", "red")  # by the two highest bits of a Stat
 class Screen:
     """Writes to standard error, so that standard output holds the result alone."""
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
         self._live: Live | None = None
         self._said = 0.0
 
@@ -60,7 +60,8 @@ class Screen:
         """Show how things are."""
         summary = _summary(metrics, messages, values, left_s)
         if self._live is not None:
-            self._live.update(_table(reader, summary), refresh=True)
+            rows = max(ROWS_MIN, min(ROWS, self._console.height - ROWS_BESIDE))
+            self._live.update(_table(reader, summary, rows), refresh=True)
         elif time.monotonic() - self._said > LINE_S:
             self._said = time.monotonic()
             self.say(summary)
@@ -77,12 +78,12 @@ def _summary(metrics: Mapping[str, float], messages: int, values: int, left_s: f
     )
 
 
-def _table(reader: JournalReader, summary: str) -> Table:
-    table = Table(caption=summary, caption_justify="left", expand=True)
+def _table(reader: JournalReader, summary: str, lines: int) -> Table:
+    table = Table(title=summary, title_justify="left", title_style="bold", expand=True)  # what is cropped is below
     for name, share in (("tag", 4), ("value", 4), ("quality", 2), ("age", 1)):
         table.add_column(name, ratio=share, no_wrap=True, overflow="ellipsis")
     tags, structures, state = reader.tags(), reader.structures(), reader.state()
-    rows = state.batch(_chosen(state.handles, state.status))
+    rows = state.batch(_chosen(state.handles, state.status, lines))
     now = from_unix_s(time.time())
     times = np.where(rows.flags & SOURCE_NULL, rows.server_ticks, rows.source_ticks).tolist()
     values = sql_values(rows, lambda handle: structures.get(tags[handle].source, {}))
@@ -94,11 +95,11 @@ def _table(reader: JournalReader, summary: str) -> Table:
     return table
 
 
-def _chosen(handles: NDArray[np.uint32], status: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Return as many tags as fit, those that are not Good among them, by handle."""
-    doubtful = handles[status[handles] >> np.uint32(30) != 0][: ROWS // 2]
+def _chosen(handles: NDArray[np.uint32], status: NDArray[np.uint32], lines: int) -> NDArray[np.uint32]:
+    """Return at most so many tags, those that are not Good among them, by handle."""
+    doubtful = handles[status[handles] >> np.uint32(30) != 0][: lines // 2]
     good = np.setdiff1d(handles, doubtful)
-    step = max(1, -(-len(good) // max(1, ROWS - len(doubtful))))
+    step = max(1, -(-len(good) // max(1, lines - len(doubtful))))
     return np.union1d(doubtful, good[::step])
 
 

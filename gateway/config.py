@@ -9,10 +9,11 @@ This module reads no file and no environment: both come in as arguments.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -191,6 +192,9 @@ class Config(_Table, frozen=True, kw_only=True):
 
 
 ENVIRONMENT_PREFIX = "EDGEMIRROR__"
+PORT_MAX = 65_535
+DAY_S = 86_400
+REQUESTS_PER_SEGMENT = 2  # the write, and the floor read after it
 
 
 def parse(text: str, environment: Mapping[str, str] | None = None) -> Config:
@@ -241,11 +245,12 @@ def _override(raw: dict[str, Any], name: str, value: str) -> None:
 
 def _check(config: Config) -> None:
     """Check what one field alone cannot say."""
+    _check_finite(config)
     seen: set[str] = set()
     for source in config.source:
         where = f"source {source.name!r}"
-        url = urlsplit(source.endpoint)
-        if url.scheme != "opc.tcp" or not url.hostname or not _has_port(source.endpoint):
+        url = _url(source.endpoint)
+        if url is None or url.scheme != "opc.tcp" or not url.hostname or not url.port:
             raise ConfigError(f"{where}: endpoint is {source.endpoint!r}; use opc.tcp://host:port")
         if source.security != "none" and not (source.certificate_file and source.key_file and source.trust_dir):
             raise ConfigError(
@@ -263,30 +268,67 @@ def _check(config: Config) -> None:
     if len(set(devices)) < len(devices):
         twice = sorted({d for d in devices if devices.count(d) > 1})
         raise ConfigError(f"device {twice[0]!r}: the name is used twice; device names are unique in a group")
-    if config.sync.bucket:
-        url = urlsplit(config.sync.bucket)
-        if url.scheme != "s3" or not url.netloc:
-            raise ConfigError(f"sync.bucket is {config.sync.bucket!r}; use s3://bucket/prefix")
-    if config.sync.interval_s.min > config.sync.interval_s.max:
-        raise ConfigError(
-            f"sync.interval_s.min is {config.sync.interval_s.min}; use at most "
-            f"sync.interval_s.max ({config.sync.interval_s.max})"
-        )
-    if config.mqtt.url:
-        url = urlsplit(config.mqtt.url)
-        if url.scheme not in ("mqtt", "mqtts") or not url.hostname:
-            raise ConfigError(f"mqtt.url is {config.mqtt.url!r}; use mqtt://host:port or mqtts://host:port")
+    _check_sync(config.sync)
+    _check_mqtt(config.mqtt)
     if config.http.listen:
         host, _, port = config.http.listen.rpartition(":")
-        if not port.isdigit() or host not in ("127.0.0.1", "localhost", "[::1]"):
+        if not (port.isdigit() and int(port) <= PORT_MAX) or host not in ("127.0.0.1", "localhost", "[::1]"):
             raise ConfigError(f"http.listen is {config.http.listen!r}; use 127.0.0.1:8480")
 
 
-def _has_port(endpoint: str) -> bool:
+def _check_sync(sync: Sync) -> None:
+    if sync.interval_s.min > sync.interval_s.max:
+        raise ConfigError(
+            f"sync.interval_s.min is {sync.interval_s.min}; use at most sync.interval_s.max ({sync.interval_s.max})"
+        )
+    if not sync.bucket:
+        return
+    url = _url(sync.bucket)
+    if url is None or url.scheme != "s3" or not url.netloc:
+        raise ConfigError(f"sync.bucket is {sync.bucket!r}; use s3://bucket/prefix")
+    if bool(sync.access_key_file) != bool(sync.secret_key_file):
+        raise ConfigError("sync.access_key_file and sync.secret_key_file belong together; set both or neither")
+    least = math.ceil(REQUESTS_PER_SEGMENT * DAY_S / sync.interval_s.max)
+    if sync.requests_per_day < least:
+        raise ConfigError(
+            f"sync.requests_per_day is {sync.requests_per_day}; a segment every {sync.interval_s.max:g} s "
+            f"(sync.interval_s.max) takes {least}: allow so many, or a longer interval"
+        )
+
+
+def _check_mqtt(mqtt: Mqtt) -> None:
+    if not mqtt.url:
+        return
+    url = _url(mqtt.url)
+    if url is None or url.scheme not in ("mqtt", "mqtts") or not url.hostname:
+        raise ConfigError(f"mqtt.url is {mqtt.url!r}; use mqtt://host:port or mqtts://host:port")
+    levels = mqtt.prefix.split("/")
+    if not all(levels) or any(c in "+#%" or not c.isprintable() for c in mqtt.prefix):
+        raise ConfigError(f"mqtt.prefix is {mqtt.prefix!r}; use levels without +, #, % such as uns/v1")
+    if mqtt.password_file and not mqtt.user:
+        raise ConfigError("mqtt.password_file is set without mqtt.user; set both or neither")
+
+
+def _check_finite(table: Any, place: str = "") -> None:
+    """TOML knows inf and nan; no setting means either."""
+    for name in table.__struct_fields__:
+        value = getattr(table, name)
+        for i, inner in enumerate(value if isinstance(value, list) else [value]):
+            where = f"{place}{name}" + (f"[{i}]" if isinstance(value, list) else "")
+            if isinstance(inner, _Table):
+                _check_finite(inner, f"{where}.")
+            elif isinstance(inner, float) and not math.isfinite(inner):
+                raise ConfigError(f"{where} is {inner}; use a number")
+
+
+def _url(text: str) -> SplitResult | None:
+    """Return a URL's parts, or None if it is none, or its port is not one."""
     try:
-        return bool(urlsplit(endpoint).port)
+        url = urlsplit(text)
+        _ = url.port
     except ValueError:
-        return False
+        return None
+    return url
 
 
 def settings() -> list[str]:

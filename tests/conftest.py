@@ -5,11 +5,14 @@ A test is live by its folder, or by the starters that its module takes from ther
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+
+from demo.servers import Missing
 
 LIVE = Path(__file__).parent / "live"
 
@@ -22,6 +25,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         ) if module is not None else False  # fmt: skip
         if item.path.is_relative_to(LIVE) or borrowed:
             item.add_marker(pytest.mark.live)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, None, None]:
+    """Skip a test whose server's program cannot be had, with the reason."""
+    with _skipping():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, None, None]:
+    """As for the setup."""
+    with _skipping():
+        return (yield)
+
+
+@contextlib.contextmanager
+def _skipping() -> Iterator[None]:
+    try:
+        yield
+    except Missing as missing:
+        pytest.skip(str(missing))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import platform
 import sys
 import time
@@ -81,7 +82,7 @@ def tail(options: argparse.Namespace) -> int:
     left = options.lines or -1
     for sample in _samples(options):
         if options.json:
-            print(json.dumps(sample), flush=True)
+            print(_json(sample), flush=True)
         else:
             print(f"{sample['time'] or '-':26}  {sample['status']:<24} {sample['tag']}  {sample['value']}", flush=True)
         left -= 1
@@ -150,7 +151,7 @@ def _statement(db: Any, query: str, *, as_json: bool) -> None:
 
     names, rows = run_sql(db, query)
     if as_json:
-        print(json.dumps([dict(zip(names, map(_plain, row), strict=True)) for row in rows]))
+        print(_json([dict(zip(names, map(_plain, row), strict=True)) for row in rows]))
         return
     if names:
         print("\t".join(names))
@@ -160,6 +161,28 @@ def _statement(db: Any, query: str, *, as_json: bool) -> None:
 
 def _plain(value: Any) -> Any:
     return value.hex() if isinstance(value, bytes) else value
+
+
+def _json(rows: dict[str, Any] | list[dict[str, Any]]) -> str:
+    """Return rows as JSON, which has no number for NaN and the infinities: they are the strings of OPC UA.
+
+    Source: OPC UA Part 6, 5.4.2.4.
+    """
+    try:
+        return json.dumps(rows, allow_nan=False)
+    except ValueError:
+        plain = [{name: _spelled(value) for name, value in row.items()} for row in _list(rows)]
+        return json.dumps(plain if isinstance(rows, list) else plain[0], allow_nan=False)
+
+
+def _list(rows: dict[str, Any] | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return rows if isinstance(rows, list) else [rows]
+
+
+def _spelled(value: Any) -> Any:
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def export(options: argparse.Namespace) -> int:

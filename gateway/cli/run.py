@@ -23,7 +23,9 @@ def load(path: str) -> Config:
         ConfigError: The file cannot be read, or a setting is wrong.
     """
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except OSError as error:
         raise ConfigError(
             f"{path}: {error.strerror}", hint="deploy/edge/gateway.toml is an example; name another with --config"

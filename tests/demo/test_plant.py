@@ -154,11 +154,11 @@ def rows(values: list[int]) -> Batch:
 
 def test_the_comparison_counts_losses_copies_and_inventions() -> None:
     plant_rows = rows(list(range(10)))
-    assert ledger.compare(plant_rows, [plant_rows]) == ledger.Verdict(10, 10, 10, 0, 0, 0)
+    assert ledger.compare(plant_rows, [plant_rows]) == ledger.Verdict(10, frozenset(), 0, 0)
     late = take(plant_rows, plant_rows.source_ticks >= 4)
-    assert ledger.compare(plant_rows, [late]) == ledger.Verdict(10, 6, 6, 0, 0, 0)
+    assert ledger.compare(plant_rows, [late]) == ledger.Verdict(10, frozenset(range(4)), 0, 0)
     holed = take(late, late.source_ticks != 7)
-    assert ledger.compare(plant_rows, [holed]) == ledger.Verdict(10, 6, 5, 1, 0, 0)
+    assert ledger.compare(plant_rows, [holed]).missing == {0, 1, 2, 3, 7}
     assert ledger.compare(plant_rows, [late, late]).duplicates == 6
     assert ledger.compare(plant_rows, [concat([plant_rows, rows([11])])]).foreign == 1
     other = rows([3])

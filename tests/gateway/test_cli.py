@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sqlite3
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from gateway.__main__ import main
@@ -68,6 +70,34 @@ def test_sql_sees_every_sample_as_a_row(journal: Path, capsys: pytest.CaptureFix
     assert code == 0 and [row["n"] for row in json.loads(out)] == [2, 1]
     code, out, _ = run(capsys, "sql", "--journal", journal, query)
     assert code == 0 and out.splitlines()[0] == "tag\tn"
+
+
+def test_json_that_is_printed_is_json_whatever_the_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mirror.db"
+    odd = Journal.open(path, replica="a")
+    rows = Batch.zeros(4)
+    rows.kind[:] = 11
+    rows.bits[:] = np.array([np.nan, np.inf, -np.inf, 1.5]).view(np.uint64)
+    rows.source_ticks[:] = T
+    with odd.transaction():
+        odd.add_tags([Tag("urn:s", "urn:n", "s=A", path="Press/A")])
+        odd.append("s1", "1-1", T, T + 100, "a", rows)
+    odd.close()
+
+    def strict(text: str) -> Any:
+        return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+    _, out, _ = run(capsys, "tail", "--journal", path, "--from-start", "-n", "4", "--json")
+    assert [strict(line)["value"] for line in out.splitlines()] == ["NaN", "Infinity", "-Infinity", 1.5]
+    _, out, _ = run(capsys, "sql", "--journal", path, "--json", "SELECT value FROM samples")
+    assert [row["value"] for row in strict(out)] == [None, "Infinity", "-Infinity", 1.5]  # SQL has no NaN
+
+
+def test_a_configuration_that_is_not_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_bytes('[group]\nname = "Fräse"'.encode("latin-1"))
+    code, _, err = run(capsys, "status", "--config", path)
+    assert code == 2 and "UTF-8" in err
 
 
 def test_sql_that_is_wrong_says_so_and_writes_nothing(journal: Path, capsys: pytest.CaptureFixture[str]) -> None:

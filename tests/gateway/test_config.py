@@ -55,6 +55,16 @@ def test_the_shortest_file_takes_the_documented_defaults() -> None:
         (MINIMAL + '[[source]]\nname="press7"\nendpoint="opc.tcp://x:1"\nsecurity="none"\n'
          '[[source.device]]\nname="d2"\nbrowse=["i=85"]', "used twice"),
         (MINIMAL + '[[source.device]]\nname="press7"\nbrowse=["i=85"]', "device names are unique"),
+        (MINIMAL + '[mqtt]\nurl = "mqtt://[::1"', "use mqtt://host:port"),
+        (MINIMAL + '[mqtt]\nurl = "mqtt://h:99999"', "use mqtt://host:port"),
+        (MINIMAL + '[mqtt]\nurl = "mqtt://h"\nprefix = "uns/#"', "without +, #, %"),
+        (MINIMAL + '[mqtt]\nurl = "mqtt://h"\nprefix = "/uns"', "without +, #, %"),
+        (MINIMAL + '[mqtt]\nurl = "mqtt://h"\npassword_file = "x"', "without mqtt.user"),
+        (MINIMAL + '[http]\nlisten = "127.0.0.1:99999"', "use 127.0.0.1:8480"),
+        (MINIMAL + "[journal]\nmax_gib = inf", "journal.max_gib is inf"),
+        (MINIMAL + "sampling_ms = nan", "source[0].device[0].sampling_ms"),
+        (MINIMAL + '[sync]\nbucket = "s3://b/p"\nrequests_per_day = 100', "takes 2880"),
+        (MINIMAL + '[sync]\nbucket = "s3://b/p"\naccess_key_file = "x"', "set both or neither"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(text: str, complaint: str) -> None:

@@ -3,13 +3,14 @@
 It forwards bytes between its own port and a target, both on loopback. `cut` resets what is connected
 and refuses what comes; `stall` keeps connections open and moves nothing, as a dead peer behind a
 stateful firewall; `strand` does so to those that are open and lets new ones work, as after a router's
-failover; `delay_s` holds each piece of data for a while and keeps the order. It knows nothing
-of the protocol inside.
+failover; `delay_s` holds each piece of data for a while and keeps the order, `bytes_per_s` lets only so
+much through. It knows nothing of the protocol inside.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Coroutine
 from types import TracebackType
@@ -17,6 +18,7 @@ from typing import Any, Self
 
 CALL_S = 10.0
 PIECE_BYTES = 65536
+SLICE_BYTES = 1024
 QUEUE_PIECES = 64
 
 
@@ -26,11 +28,13 @@ class Proxy:
     Args:
         target: Port of 127.0.0.1 that it forwards to.
         delay_s: Added to each direction; may be changed at any time, for data that comes after.
+        bytes_per_s: Of each direction of each connection at the most; may be changed at any time.
     """
 
-    def __init__(self, target: int, *, delay_s: float = 0.0) -> None:
+    def __init__(self, target: int, *, delay_s: float = 0.0, bytes_per_s: float = math.inf) -> None:
         self.target = target
         self.delay_s = delay_s
+        self.bytes_per_s = bytes_per_s
         self.port = 0
         self.accepted = 0
         self.forwarded_bytes = 0
@@ -151,6 +155,8 @@ class Proxy:
         while True:
             due, data = await pieces.get()
             await asyncio.sleep(max(0.0, due - self._loop.time()))
+            for _ in range(max(1, len(data) // SLICE_BYTES)):  # looks again now and then whether the limit is gone
+                await asyncio.sleep(min(len(data), SLICE_BYTES) / self.bytes_per_s)
             await flowing.wait()
             try:
                 if not data:

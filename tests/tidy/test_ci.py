@@ -14,12 +14,22 @@ from tests.tidy.tree import ROOT
 LIVE = """
 import pytest
 
+from demo.servers import program
+
 @pytest.mark.live
 def test_needs_a_server():
     pytest.skip("mosquitto is missing")
 
 def test_needs_a_module():
     pytest.skip("not here")
+
+@pytest.fixture
+def server():
+    program("no-such-server")
+
+@pytest.mark.live
+def test_needs_a_wheel(server):
+    pass
 """
 
 
@@ -35,13 +45,14 @@ def test_a_skipped_live_test_fails_in_ci_and_says_why(tmp_path: Path) -> None:
     done = run(tmp_path, "true")
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
     assert "mosquitto is missing" in done.stdout
-    assert "1 failed, 1 skipped" in done.stdout
+    assert "no-such-server is missing" in done.stdout
+    assert "1 failed, 1 skipped, 1 error" in done.stdout
 
 
 def test_a_skipped_live_test_is_a_skip_elsewhere(tmp_path: Path) -> None:
     done = run(tmp_path, "")
     assert done.returncode == pytest.ExitCode.OK
-    assert "2 skipped" in done.stdout
+    assert "3 skipped" in done.stdout
 
 
 def test_ci_calls_make_test_with_ci_set() -> None:
