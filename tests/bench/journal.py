@@ -10,6 +10,7 @@ due included.
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -18,12 +19,14 @@ from typing import Any
 import numpy as np
 
 from gateway.io.journal import Journal
-from mirror.batch import Batch
-from mirror.coverage import Coverage, Grade
+from gateway.io.reader import JournalReader
+from mirror.batch import Batch, take
+from mirror.coverage import Coverage, Grade, Promise
 from tests.bench import mix
-from tests.bench.rig import table
+from tests.bench.rig import table, usage
 
 INTERVAL_TICKS = 1_000_000
+SMALL_COMMITS = 200
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -51,8 +54,18 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
         finally:
             journal.close()
         figures["bytes_per_change"] = round((path.stat().st_size - size) / figures["changes"], 2)
+        figures["lost"] = sum(map(len, batches)) + SMALL_COMMITS - _held(path)
     print(table(list(figures.items())))
     return figures
+
+
+def _held(path: Path) -> int:
+    """Return the changes that the file has."""
+    reader = JournalReader.open(path)
+    try:
+        return reader.backlog(Promise()).rows
+    finally:
+        reader.close()
 
 
 def _measure(journal: Journal, batches: list[Batch], period_s: float) -> dict[str, Any]:
@@ -79,7 +92,19 @@ def _measure(journal: Journal, batches: list[Batch], period_s: float) -> dict[st
         "bytes_per_change": None, "written_bytes_per_change": round(written / changes, 2),
         "wal_mib": round(wal / 2**20, 1), "p50_ms": round(p50, 2), "p99_ms": round(p99, 2),
         "state_rows_flushed": due, "state_flush_ms": round(flush_ms, 1), "changes": changes,
+        "small_commit_cpu_ms": _small_commit_ms(journal, batches[0], len(batches) + 1),
+        "rss_mib": round(usage(os.getpid()).pss_mib, 1),
     }  # fmt: skip
+
+
+def _small_commit_ms(journal: Journal, batch: Batch, k: int) -> float:
+    """Return the CPU time of a transaction with one change, its state row included: what a commit costs by itself."""
+    one = take(batch, np.arange(1))
+    start = time.process_time()
+    for more in range(SMALL_COMMITS):
+        with journal.transaction():
+            _append(journal, one, k + more)
+    return round((time.process_time() - start) / SMALL_COMMITS * 1e3, 2)
 
 
 def _append(journal: Journal, batch: Batch, k: int) -> None:

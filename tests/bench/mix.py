@@ -93,8 +93,9 @@ def tags(n: int) -> list[Tag]:
 
 
 def mix(
-    n_tags: int, intervals: int, *, seed: int = 1, interval_ticks: int = 1_000_000, start_ticks: int = START_TICKS
-) -> Iterator[Batch]:
+    n_tags: int, intervals: int, *, seed: int = 1, interval_ticks: int = 1_000_000, start_ticks: int = START_TICKS,
+    shared_share: float = SHARED,
+) -> Iterator[Batch]:  # fmt: skip
     """Yield one batch of n_tags rows for each publish interval.
 
     Args:
@@ -103,13 +104,14 @@ def mix(
         seed: Of everything that looks random.
         interval_ticks: Length of a publish interval; 100 ms unless said otherwise.
         start_ticks: Start of the first interval.
+        shared_share: Share of the machines that stamp a whole scan at once; the reference mix has SHARED.
     """
     rng = np.random.default_rng(seed)
     plant = signals(n_tags)
     kind = np.array([s.kind for s in plant], np.uint8)
     where = {shape: _of(plant, shape) for shape in (RAMP, NOISE, COUNTER, FLAG, TEXT, CURVE)}
     machine = np.arange(n_tags) // MACHINE_TAGS
-    shared = (rng.random(int(machine[-1]) + 1) < SHARED)[machine]
+    shared = (rng.random(int(machine[-1]) + 1) < shared_share)[machine]
     ramp, slope = rng.uniform(0, 500, len(where[RAMP])), rng.uniform(0.001, 3, len(where[RAMP]))
     level = rng.uniform(20, 400, len(where[NOISE]))
     count = rng.integers(0, 60_000, len(where[COUNTER]))

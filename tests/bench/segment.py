@@ -7,6 +7,7 @@ name for each. Times are CPU times of this process, best of a few runs, sorting 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,7 @@ from mirror import segment
 from mirror.batch import Batch, canonical_order, concat, equal, take
 from mirror.tags import TagTable
 from tests.bench import mix
-from tests.bench.rig import table
+from tests.bench.rig import table, usage
 
 TAGS = 10_000
 SIZES = (10, 100, 1_000, 10_000, 100_000)
@@ -34,6 +35,8 @@ def run(_options: object = None) -> dict[str, Any]:
     curve = [_measure(take(whole, np.arange(size)), tags) for size in SIZES]
     print(table([list(curve[0]), *(list(point.values()) for point in curve)]))
     last = curve[-1]
+    stamps = {f"{share:.0%}": _bytes(share, tags) for share in (0.0, 1.0)}
+    print("bytes per change where this share of the machines stamps whole scans at once:", stamps)
     return {
         "name": "segment",
         "rows": last["rows"],
@@ -42,7 +45,10 @@ def run(_options: object = None) -> dict[str, Any]:
         "us_per_change": last["us_per_change"],
         "rate_per_s": last["rate_per_s"],
         "decode_rate_per_s": last["decode_rate_per_s"],
+        "lost": 0,  # `_measure` compares every row
+        "rss_mib": round(usage(os.getpid()).pss_mib, 1),
         "curve": curve,
+        "bytes_per_change_by_shared_stamps": stamps,
         "columns_bytes_per_change": _columns(segment.encode(whole, tags, HEADER)),
     }
 
@@ -59,6 +65,12 @@ def _measure(batch: Batch, tags: TagTable) -> dict[str, float]:
         "rate_per_s": round(n / encode_s),
         "decode_rate_per_s": round(n / decode_s),
     }
+
+
+def _bytes(shared_share: float, tags: TagTable) -> float:
+    """Return the bytes for one change of the largest segment."""
+    whole = concat(list(mix.mix(TAGS, max(SIZES) // TAGS, shared_share=shared_share)))
+    return round(len(segment.encode(whole, tags, HEADER)) / len(whole), 2)
 
 
 def _best(work: Callable[[], Any]) -> tuple[float, Any]:
