@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,7 +103,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     ),
 )
 
-#: Columns of `state` in the order in which `state_rows` gives them.
+#: Columns of `state` in the order in which `state_parameters` gives them.
 STATE_COLUMNS = (
     "tag", "source_ticks", "server_ticks", "source_ps", "server_ps", "status", "flags", "kind", "value",
     "exact",
@@ -153,8 +153,11 @@ def sql_times(ticks: NDArray[np.int64], null: NDArray[np.bool_]) -> list[str | N
     return out
 
 
-def state_rows(batch: Batch, structures: Structures = no_structures) -> list[tuple[SqlValue, ...]]:
-    """Return rows of `state` (STATE_COLUMNS) from current values, one row a tag.
+def state_parameters(batch: Batch, structures: Structures = no_structures) -> list[SqlValue]:
+    """Return the rows of `state` from current values, one row a tag: STATE_COLUMNS of each, one after the other.
+
+    They are laid out as a statement takes them that writes many rows, since making a row of each costs as
+    much as writing it.
 
     Args:
         batch: One row for each tag.
@@ -168,17 +171,18 @@ def state_rows(batch: Batch, structures: Structures = no_structures) -> list[tup
         source[row] = None
     for row in np.flatnonzero(batch.flags & SERVER_NULL).tolist():
         server[row] = None
-    return list(
-        zip(
-            batch.handle.tolist(), source, server, batch.source_ps.tolist(),
-            batch.server_ps.tolist(), batch.status.tolist(), batch.flags.tolist(), batch.kind.tolist(), values, exact,
-            strict=True,
-        )
+    columns: tuple[list[Any], ...] = (
+        batch.handle.tolist(), source, server, batch.source_ps.tolist(), batch.server_ps.tolist(),
+        batch.status.tolist(), batch.flags.tolist(), batch.kind.tolist(), values, exact,
     )  # fmt: skip
+    parameters: list[SqlValue] = [None] * (len(batch) * len(columns))
+    for place, column in enumerate(columns):
+        parameters[place :: len(columns)] = column
+    return parameters
 
 
 def state_batch(rows: Sequence[tuple[SqlValue, ...]]) -> Batch:
-    """Return the batch that `state_rows` was made from, bit for bit."""
+    """Return the batch that the rows of `state_parameters` were made from, bit for bit."""
     batch = Batch.zeros(len(rows))
     if not rows:
         return batch

@@ -50,7 +50,7 @@ from mirror.io.sqlite import (
     read_structures,
     read_tags,
 )
-from mirror.schema import STATE_COLUMNS, state_rows
+from mirror.schema import STATE_COLUMNS, SqlValue, state_parameters
 from mirror.state import State
 from mirror.tags import Tag, TagTable
 from mirror.variant import Structure
@@ -68,9 +68,12 @@ _INSERT_CHUNK = (
     "INSERT INTO chunk (seq, lane, pub_from, pub_to, received_s, n, t0, t1, h0, h1, size, body)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
-_WRITE_STATE = (
-    f"INSERT OR REPLACE INTO state ({', '.join(STATE_COLUMNS)}) VALUES ({', '.join('?' * len(STATE_COLUMNS))})"
-)
+#: By number of rows: one statement with many costs half of as many statements; longer ones are not cached.
+_WRITE_STATE = {
+    rows: f"INSERT OR REPLACE INTO state ({', '.join(STATE_COLUMNS)})"
+    f" VALUES {', '.join(['(' + ','.join('?' * len(STATE_COLUMNS)) + ')'] * rows)}"
+    for rows in (200, 20, 1)
+}
 _WRITE_TAG = (
     f"INSERT INTO tag (handle, {', '.join(TAG_COLUMNS)}) VALUES (?, {', '.join('?' * len(TAG_COLUMNS))})"
     f" ON CONFLICT (handle) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in TAG_COLUMNS)}"
@@ -405,8 +408,7 @@ class Journal:
         end = len(self._sweep) if limit is None else min(self._sweep_at + limit, len(self._sweep))
         handles = self._sweep[self._sweep_at : end]
         if len(handles):
-            rows = state_rows(self.state.batch(handles), self._structures_of)
-            self._run_many(_WRITE_STATE, rows)
+            self._write_state(state_parameters(self.state.batch(handles), self._structures_of))
             self._flushed.append(handles)
         self._sweep_at = end
         if end == len(self._sweep) and self._sweep_mark > self._mark:
@@ -538,12 +540,22 @@ class Journal:
             self._failed = reaction(error, self.path)
             raise self._failed from error
 
-    def _run_many(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    def _run_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         try:
             self._db.executemany(sql, rows)
         except apsw.Error as error:
             self._failed = reaction(error, self.path)
             raise self._failed from error
+
+    def _write_state(self, parameters: list[SqlValue]) -> None:
+        """Write state rows in as few statements as there can be."""
+        at = 0
+        for rows, sql in _WRITE_STATE.items():
+            size = rows * len(STATE_COLUMNS)
+            whole = range(at, len(parameters) - size + 1, size)
+            if whole:
+                self._run_many(sql, [parameters[i : i + size] for i in whole])
+                at = whole[-1] + size
 
     def _lane(self, stream: str, timeline: str, origin: str) -> int:
         key = (stream, timeline, origin)

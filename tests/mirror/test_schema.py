@@ -20,7 +20,7 @@ from mirror.schema import (
     sql_times,
     sql_values,
     state_batch,
-    state_rows,
+    state_parameters,
 )
 from mirror.variant import Structure, StructureField, encode
 from tests.mirror.batches import batches
@@ -34,6 +34,11 @@ def database() -> apsw.Connection:
         for statement in migration.statements:
             db.execute(statement)
     return db
+
+
+def rows_of(batch: Batch) -> list[list[SqlValue]]:
+    parameters, width = state_parameters(batch), len(STATE_COLUMNS)
+    return [parameters[i : i + width] for i in range(0, len(parameters), width)]
 
 
 def one(kind: int, bits: int = 0, body: bytes | None = None) -> Batch:
@@ -51,7 +56,7 @@ def test_a_state_row_gives_back_every_value_bit_for_bit(batch: Batch) -> None:
     _, first = np.unique(batch.handle, return_index=True)
     batch = take(batch, first)
     db = database()
-    db.executemany(f"INSERT INTO state VALUES ({PLACES})", state_rows(batch))
+    db.executemany(f"INSERT INTO state VALUES ({PLACES})", rows_of(batch))
     assert equal(state_batch(db.execute("SELECT * FROM state ORDER BY tag").fetchall()), batch)
 
 
@@ -84,7 +89,7 @@ def double(value: float) -> int:
 )
 def test_a_value_reads_in_sql_as_people_expect(batch: Batch, value: SqlValue) -> None:
     db = database()
-    db.executemany(f"INSERT INTO state VALUES ({PLACES})", state_rows(batch))
+    db.executemany(f"INSERT INTO state VALUES ({PLACES})", rows_of(batch))
     found = db.execute("SELECT value FROM state").get
     assert (found, type(found)) == (value, type(value))
     if value == 0:
@@ -117,5 +122,5 @@ def test_times_read_as_sqlite_writes_them() -> None:
 def test_a_null_source_time_is_null_in_sql() -> None:
     batch = one(Kind.NULL)
     batch.flags[:] = SOURCE_NULL
-    row = dict(zip(STATE_COLUMNS, state_rows(batch)[0], strict=True))
+    row = dict(zip(STATE_COLUMNS, rows_of(batch)[0], strict=True))
     assert (row["source_ticks"], row["server_ticks"]) == (None, 0)
