@@ -68,7 +68,7 @@ class Broker:
     keepalive_s: int = 5
     window: int = 100
     interval_s: float = 0.05
-    cpu_share: float = 0.15
+    cpu_share: float = 0.1
     offline_after_s: float = 30.0
     connect_timeout_s: float = 5.0
     retry_s_max: float = 30.0
@@ -88,7 +88,7 @@ class Broker:
         if not 1 <= self.window <= 65_535:
             raise ConfigError(f"mqtt.window is {self.window}; use 1 to 65535, such as 100")
         if not 0 < self.cpu_share <= 1:
-            raise ConfigError(f"mqtt.cpu_share is {self.cpu_share}; use more than 0 and at most 1, such as 0.15")
+            raise ConfigError(f"mqtt.cpu_share is {self.cpu_share}; use more than 0 and at most 1, such as 0.1")
         for name in ("password_file", "ca_file", "cert_file", "key_file"):
             path = getattr(self, name)
             if path and not Path(path).is_file():
