@@ -276,16 +276,6 @@ def test_state_rows_are_written_along_within_bounds_and_period(tmp_path: Path) -
     journal.close()
 
 
-@pytest.mark.parametrize("tags", [1, 19, 20, 21, 199, 200, 201, 455])
-def test_every_state_row_is_written_however_many_there_are(tmp_path: Path, tags: int) -> None:
-    journal = fresh(tmp_path / "data", tags=tags)
-    store(journal, 0, 1, doubles(1, range(tags)))
-    inside(journal, journal.flush_state)
-    reader = reader_of(journal)
-    assert same(reader.state(), journal.state) and len(journal.state.handles) == tags
-    journal.close()
-
-
 def test_state_reads_as_plain_sql(journal: Journal) -> None:
     store(journal, 0, 1)
     inside(journal, journal.flush_state)
