@@ -15,22 +15,28 @@ class Acks:
 
     def __init__(self) -> None:
         self._done: set[tuple[int, int]] = set()
-        self._available: dict[int, frozenset[int]] = {}
+        self._available: dict[int, frozenset[int] | None] = {}
+
+    def reconnected(self) -> None:
+        """Another session: what the server holds is not known any more, and nothing is sent before it tells."""
+        self._available.clear()
 
     def available(self, subscription: int, numbers: tuple[int, ...] | None) -> None:
-        """Take the newest list; None where the server sent a null list."""
-        if numbers is not None:
-            self._available[subscription] = frozenset(numbers)
+        """Take the newest list; None where the server sent none: then it is not known, and not asked for."""
+        self._available[subscription] = None if numbers is None else frozenset(numbers)
 
     def durable(self, acknowledged: Iterable[tuple[int, int]]) -> None:
         """Add (subscription, sequence number) pairs whose transaction is on disk."""
         self._done.update(acknowledged)
 
     def take(self, limit: int = 1000) -> list[tuple[int, int]]:
-        """Return what to acknowledge now; what the server no longer holds is forgotten."""
+        """Return what to acknowledge now; what the server no longer holds is forgotten.
+
+        Nothing is sent of a subscription of which the server has not told anything in this session.
+        """
         taken: list[tuple[int, int]] = []
-        for pair in sorted(self._done):
-            known = self._available.get(pair[0])
+        for pair in sorted(pair for pair in self._done if pair[0] in self._available):
+            known = self._available[pair[0]]
             if known is None or pair[1] in known:
                 if len(taken) == limit:
                     break

@@ -37,7 +37,7 @@ class Message:
 
     Attributes:
         subscription: SubscriptionId; 0 in the answer to a Republish, which does not carry it.
-        available: AvailableSequenceNumbers; empty after a Republish.
+        available: AvailableSequenceNumbers; None for a null list, empty after a Republish.
         more: MoreNotifications: ask again at once.
         sequence: Number of the message, or of the next one in a keep-alive.
         publish_ticks: PublishTime; 0 where the server leaves it null.
@@ -50,7 +50,7 @@ class Message:
     """
 
     subscription: int
-    available: tuple[int, ...]
+    available: tuple[int, ...] | None
     more: bool
     sequence: int
     publish_ticks: int
@@ -172,7 +172,7 @@ def _read_publish(body: bytes) -> Message:
     acks, pos = _numbers(body, pos)
     status = _status_change(body, notifications)
     return Message(
-        subscription, available, more, sequence, publish_ticks, ticks, result, acks, notifications, status, body
+        subscription, available, more, sequence, publish_ticks, ticks, result, acks or (), notifications, status, body
     )
 
 
@@ -198,12 +198,12 @@ def _response_header(body: bytes, pos: int) -> tuple[int, int, int]:
     return ticks, result, pos
 
 
-def _numbers(body: bytes, pos: int) -> tuple[tuple[int, ...], int]:
-    """Return the array of UInt32 at pos, null read as empty, and where it ends."""
+def _numbers(body: bytes, pos: int) -> tuple[tuple[int, ...] | None, int]:
+    """Return the array of UInt32 at pos, None if it is null, and where it ends."""
     (n,) = _I32.unpack_from(body, pos)
     pos += 4
     if n <= 0:
-        return (), pos
+        return (None if n < 0 else ()), pos
     if n > (len(body) - pos) // 4:
         raise Corrupt(f"array of {n} numbers in the {len(body) - pos} bytes that are left")
     return struct.unpack_from(f"<{n}I", body, pos), pos + 4 * n

@@ -30,6 +30,9 @@ class Refused(Unavailable):
         super().__init__(f"{what}: {self.name}")
 
 
+#: Parts of product names, in lower case, of servers that overwrite without a word: asyncua's.
+NO_OVERFLOW_BIT = ("freeopcua", "asyncua", "opcua-asyncio")
+
 #: Names of statuses that an operator has to mend when they come while a connection is opened.
 OPERATOR_MENDS = frozenset((
     "BadUserAccessDenied", "BadIdentityTokenInvalid", "BadIdentityTokenRejected", "BadSecurityChecksFailed",
@@ -67,6 +70,11 @@ class ServerFacts:
     start_ticks: int
     product: str
     limits: Limits
+
+    @property
+    def flags_overflow(self) -> bool:
+        """Whether the server sets the Overflow bit when a queue runs over, as far as its product is known."""
+        return not any(name in self.product.lower() for name in NO_OVERFLOW_BIT)
 
 
 #: ServerArray, NamespaceArray, StartTime, product name and version, limits of Read, Browse,

@@ -34,6 +34,7 @@ from mirror.errors import ConfigError, Unavailable
 from mirror.tags import Tag, is_utf8, legible
 from mirror.variant import Structure
 
+EMPTY_PAGES_MAX = 100  # one after the other: some are legal, no end is not
 NODES_MAX = 2_000_000
 TYPES_MAX = 10_000
 NODES_PER_CALL = 1000
@@ -75,11 +76,16 @@ async def references(
         body = await space.browse_page(part, types=types)
         points: dict[str, bytes] = {}
         short = _merge(read_browse(body, len(part), facts.namespaces), part, found, points)
+        empty = 0
         while points:
+            known = sum(map(len, found.values()))
             asked = list(points)
             body = await space.browse_next(list(points.values()))
             points = {}
             short += _merge(read_browse(body, len(asked), facts.namespaces, next_page=True), asked, found, points)
+            empty = empty + 1 if sum(map(len, found.values())) <= known else 0
+            if empty > EMPTY_PAGES_MAX:
+                raise Unavailable(f"the server sends one empty page after the other for {asked[0]}")
         if short and size == 1:
             raise Unavailable(f"the server does not tell all references of {short[0]}")
         size = max(1, size // 2) if short else size

@@ -56,13 +56,16 @@ def key(directory: Path, *, make: bool) -> bytes:
         ConfigError: Others can read it, or it is not a key.
     """
     file = directory / "session.key"
-    if make and not file.exists():
-        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    if make and (not file.exists() or not file.stat().st_size):  # an empty one is what a kill once left
+        part = directory / "session.key.part"
+        part.unlink(missing_ok=True)
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             os.write(handle, os.urandom(KEY_BYTES))
             os.fsync(handle)
         finally:
             os.close(handle)
+        part.replace(file)
     if file.stat().st_mode & 0o077:
         raise ConfigError(f"{file} can be read by others than its owner", hint=f"chmod 600 {file}")
     found = file.read_bytes()

@@ -142,6 +142,7 @@ class Ingest:
         self._on_durable = on_durable
         self._on_room = on_room
         self._samplers: dict[str, Sampler] = {}
+        self._owners: dict[str, str] = {}
         self._waiting: dict[str, Batch] = {}  # rows that are stored in front of the stream's next ones
         self._inbox: queue.SimpleQueue[_Arrival | _Call | None] = queue.SimpleQueue()
         self._taken: list[_Arrival | _Call] = []  # out of the inbox and not durable yet
@@ -215,6 +216,10 @@ class Ingest:
         if stream not in self._samplers:
             is_used = partial(self.journal.has_timeline, stream)
             self._samplers[stream] = Sampler(stream, self.replica, position, identity, is_used)
+
+    def owned(self, stream: str, source: str) -> str:
+        """Return the source that a stream belongs to: the first that asked. Call it in the event loop."""
+        return self._owners.setdefault(stream, source)
 
     def sampler(self, stream: str) -> Sampler | None:
         """Return a stream's machine, to be looked at only."""

@@ -23,6 +23,8 @@ EVENTS = {
     "source.refused": "the server cannot be reached or refuses; tried again later",
     "source.root_missing": "a configured root does not exist on the server",
     "source.browsed": "the tags of a source are known",
+    "source.tag_shared": "tags that an earlier device of the source has already were left out of another",
+    "source.session_unreadable": "what was kept of a session cannot be decrypted; a new session is made",
     "stream.subscribed": "a new subscription delivers",
     "stream.resumed": "the former subscription delivers again",
     "stream.retired": "a subscription was replaced by one for other tags and has delivered its last",

@@ -18,8 +18,9 @@ from collections.abc import Collection
 import msgspec
 
 from gateway.io.ingest import Ingest
+from gateway.io.log import log
 from gateway.server import ServerFacts
-from mirror.errors import Unavailable
+from mirror.errors import Corrupt, Unavailable
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -82,7 +83,12 @@ class Sessions:
 
     async def load(self) -> Saved | None:
         """Return what was saved last, if it is of use."""
-        data = await asyncio.wrap_future(self._ingest.call(lambda journal: journal.load_session(self._name)))
+        try:
+            data = await asyncio.wrap_future(self._ingest.call(lambda journal: journal.load_session(self._name)))
+        except Corrupt as error:  # the replica was renamed, or the key is gone: a new session is made
+            log("source.session_unreadable", source=self._name, error=str(error), hint=error.hint)
+            await asyncio.wrap_future(self._ingest.call(lambda journal: journal.drop_session(self._name)))
+            return None
         try:
             saved = msgspec.msgpack.decode(data, type=Saved) if data else None
         except msgspec.MsgspecError:

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-
-import msgspec
 
 from gateway import plan as plans
 from gateway import sampler
@@ -32,6 +30,7 @@ from gateway.io.backfill import Backfiller
 from gateway.io.ingest import Ingest, position_name, read_position
 from gateway.io.journal import Journal
 from gateway.io.log import log
+from gateway.io.models import Model, Models
 from gateway.io.opcua import Connection
 from gateway.io.reader import JournalReader
 from gateway.io.sessions import Gone, Held, Saved, Sessions, same_run
@@ -41,7 +40,7 @@ from gateway.server import MonitoredItem, Refused, ServerFacts
 from mirror.batch import Batch
 from mirror.coverage import Axis, Reason, Stream
 from mirror.errors import ConfigError, Corrupt, MirrorError, Unavailable
-from mirror.tags import Tag, TagTable
+from mirror.status import status_name
 
 T = TypeVar("T")
 
@@ -52,21 +51,13 @@ RESUME_REFUSALS_MAX = 2  # then the session is given up; one that is merely out 
 LAST_RESPONSES = 2  # of a retiring stream: the first may have been made before its successor was
 BAD_NODE_ID_UNKNOWN = 0x80340000
 NO_SUBSCRIPTION = ("BadNoSubscription", "BadSubscriptionIdInvalid")
+#: The server no longer has the message, or never sends one again.
+NOT_AVAILABLE = ("BadMessageNotAvailable", "BadServiceUnsupported", "BadNotImplemented", "BadNotSupported")
+REPUBLISH_AGAIN_S = (0.2, 1.0, 3.0)  # after any other refusal
+DEADLY_MAX = 3  # connections lost over one message; then it counts as lost
+REFUSED_S = 0.2  # after a refused Publish, where no other request waits at the server
+BAD = 0x80000000
 SILENCE_FACTOR = 1.5  # of the keep-alive interval; then the subscription is suspected dead
-
-
-class Model(msgspec.Struct, frozen=True):
-    """What was browsed, kept so that the next start need not browse before it subscribes.
-
-    Attributes:
-        roots: Hash of what was asked for; a model of another configuration is not used.
-        uri: ApplicationUri.
-        tags: By name of the device.
-    """
-
-    roots: str
-    uri: str
-    tags: dict[str, list[Tag]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +84,7 @@ class Status:
     last_error: str = ""
     last_message: float = 0.0
     publishing: int = 0
+    fetched: int = 0  # messages asked for again and answered
 
 
 class SourceRunner:
@@ -134,18 +126,20 @@ class SourceRunner:
         self._acks = Acks()
         self._room = asyncio.Event()
         self._room.set()
-        self._pumps = config.publish_requests
+        self._pumps = config.publish_requests  # lowered where the server takes fewer
+        self._pumps_of = 0  # StartTime of the run of the server that said so
         self._by_subscription: dict[int, str] = {}
         self._resuming: set[str] = set()
         self._resumed = asyncio.Event()
         self._work: asyncio.Queue[tuple[str, Effect | _Delete]] = asyncio.Queue()
         self._heard: dict[str, float] = {}
+        self._silence_s: dict[str, float] = {}  # by stream, longer than which it must not be quiet
         self._mute: set[str] = set()  # taken up again, and nothing heard since
         self._vanished: set[int] = set()  # tags that the server had and has no more, to go Bad
+        self._deadly: Counter[tuple[int, int]] = Counter()  # connections lost while a message was fetched again
         self._refusals = 0  # resumes in a row that failed on an open channel
         self._first = True
-        self._missing: set[str] = set()  # roots that were told to be missing
-        self._model: Model | None = None
+        self._models = Models(config, ingest, self._fact)
 
     async def run(self) -> None:
         """Keep the source subscribed until cancelled."""
@@ -199,15 +193,17 @@ class SourceRunner:
         """Connect, subscribe, and pump until something breaks; always ends with an error."""
         saved = await self._sessions.load()
         connection, alive, how = await self._connect(saved)
+        kept = how == "resumed"  # else nobody could take the session up again, and the server would keep it in vain
         try:
             facts = await connection.server_facts()
             self.status.namespaces = facts.namespaces
             if how == "resumed" and not same_run(facts, saved):
                 raise Gone("the server is not the one, or not in the run, that gave us the session", None)
-            model, cached = await self._model_of(connection, facts)
+            model, cached = await self._models.of(connection, facts)
             self._use(model, saved, alive)
             streams = await self._subscribe(connection, facts, saved, alive)
             await self._sessions.save(facts, connection.session_secret(), streams)
+            kept = True
             await self._backfiller.begin(self.streams)
             self._connected(facts, how)
             backfill = self._backfiller.run(connection, self.streams)
@@ -216,7 +212,7 @@ class SourceRunner:
                 tasks.append(self._browse_again(connection, facts))
             await _first_failure(tasks)
         finally:
-            await connection.close(keep_session=True)
+            await connection.close(keep_session=kept)
 
     def _connection(self) -> Connection:
         return Connection(self.config, password=self._password)
@@ -254,51 +250,18 @@ class SourceRunner:
             return {}
         return dict(await connection.transfer([held.id for held in saved.streams.values()]))
 
-    async def _model_of(self, connection: Connection, facts: ServerFacts) -> tuple[Model, bool]:
-        """Return the tags, browsed now or as browsed before."""
-        roots = hashlib.sha256(msgspec.json.encode([self.config.endpoint, self.config.device])).hexdigest()
-        if self._model is None:
-            data = await self._fact(f"model/{self.config.name}")
-            if data:
-                self._model = _shared(msgspec.json.decode(data, type=Model), self._ingest.journal.tags)
-        if self._model is not None and (self._model.roots, self._model.uri) == (roots, facts.uri):
-            return self._model, True
-        return await self._browse(connection, facts, roots), False
-
-    async def _browse(self, connection: Connection, facts: ServerFacts, roots: str) -> Model:
-        found: dict[str, list[Tag]] = {}
-        for device in self.config.device:
-            found[device.name] = await connection.browse(device.name, device.browse, device.exclude)
-            for root in set(connection.missing) - self._missing:
-                log("source.root_missing", source=self.config.name, device=device.name, root=root)
-            self._missing |= set(connection.missing)
-        if not any(found.values()):
-            raise ConfigError(f"source {self.config.name!r}: nothing to mirror below its roots")
-        model = Model(roots, facts.uri, found)
-        structures = await connection.structures()
-
-        def keep(journal: Journal) -> None:
-            journal.add_tags([tag for tags in found.values() for tag in tags])
-            journal.set_fact(f"model/{self.config.name}", msgspec.json.encode(model))
-            journal.set_structures(facts.uri, structures)
-
-        await self._call(keep)
-        self._model = model
-        log("source.browsed", source=self.config.name, tags=sum(len(t) for t in found.values()))
-        return model
-
     async def _browse_again(self, connection: Connection, facts: ServerFacts) -> None:
         """A cached model was used: see whether the server still has just these tags."""
         await self._resumed.wait()
-        before = self._model
+        before = self._models.known
         assert before is not None
-        after = await self._browse(connection, facts, before.roots)
+        after = await self._models.browse(connection, facts, before.roots)
         if after.tags != before.tags:
             self._on_tags()
-            gone = _identities(before) - _identities(after)
+            gone = before.identities() - after.identities()
             find = self._ingest.journal.tags.find
             self._vanished |= {handle for identity in gone if (handle := find(identity)) is not None}
-            if gone or _identities(after) != _identities(before):
+            if after.identities() != before.identities():
                 raise Unavailable("the server's nodes have changed; subscribing to the new set")
         await asyncio.Event().wait()
 
@@ -306,6 +269,13 @@ class SourceRunner:
         """Make plans of the tags; streams that are no longer planned and still subscribed retire."""
         journal = self._ingest.journal
         self.streams = {p.id: p for p in plans.plan(self.config, model.uri, model.tags)}
+        for stream in self.streams:
+            owner = self._ingest.owned(stream, self.config.name)
+            if owner != self.config.name:
+                what = (
+                    f"sources {owner!r} and {self.config.name!r} are the same server, {model.uri}, with the same tags"
+                )
+                raise ConfigError(what, hint="leave one of them out; two addresses of one server are not two sources")
         former = saved.streams.items() if saved is not None else ()
         self.retiring = {s: LAST_RESPONSES for s, held in former if s not in self.streams and held.id in alive}
         handles = [journal.tags.find(i.tag.identity) for p in self.streams.values() for i in p.items]
@@ -320,6 +290,9 @@ class SourceRunner:
         streams: dict[str, Held] = {}
         reason = Reason.GATEWAY_DOWN if self._first else Reason.DISCONNECTED
         self._by_subscription.clear()
+        self._acks.reconnected()
+        if facts.start_ticks != self._pumps_of:
+            self._pumps, self._pumps_of = self.config.publish_requests, facts.start_ticks
         self._resuming, self._work = set(), asyncio.Queue()
         self.status.refused = {}
         self._mute = set()
@@ -366,6 +339,7 @@ class SourceRunner:
     def _take_up(self, stream: str, held: Held, event: sampler.Subscribed) -> None:
         self._by_subscription[held.id] = stream
         self._heard[stream] = time.monotonic()
+        self._silence_s[stream] = SILENCE_FACTOR * held.keep_alive_count * held.publishing_ms / 1000 + 1.0
         if event.resumed:
             self._resuming.add(stream)
             self._mute.add(stream)
@@ -387,7 +361,8 @@ class SourceRunner:
             await connection.delete_subscription(made.id)
             raise ConfigError(f"source {self.config.name!r}: the server monitors none of the {len(items)} tags")
         queue_size = made.queue_size_min
-        stream = Stream(p.id, facts.uri, Axis.PUBLISH, made.publishing_ms, queue_size, queue_size > 1)
+        detectable = queue_size > 1 and facts.flags_overflow
+        stream = Stream(p.id, facts.uri, Axis.PUBLISH, made.publishing_ms, queue_size, detectable)
 
         def keep(journal: Journal) -> None:
             journal.save_stream(stream)
@@ -409,13 +384,15 @@ class SourceRunner:
 
     async def _fetched_then_pump(self, connection: Connection) -> None:
         """Publish only when nothing more of the time before can be had."""
-        try:
-            await asyncio.wait_for(self._resumed.wait(), RESUME_S)
-        except TimeoutError as error:
-            raise Unavailable("the server did not send its kept messages again in time") from error
+        while not self._resumed.is_set():
+            fetched = self.status.fetched
+            try:
+                await asyncio.wait_for(self._resumed.wait(), RESUME_S)
+            except TimeoutError as error:
+                if self.status.fetched == fetched:
+                    raise Unavailable("the server did not send its kept messages again in time") from error
         now = time.monotonic()
         self._heard = dict.fromkeys(self._heard, now)
-        self._pumps = self.config.publish_requests
         await _first_failure([self._pump(connection, number) for number in range(self._pumps)])
 
     async def _pump(self, connection: Connection, number: int) -> None:
@@ -426,9 +403,13 @@ class SourceRunner:
             self.status.publishing += 1
             try:
                 message = read_publish(await connection.publish(acks))
+                if message.service_result & BAD:
+                    raise Refused("Publish", message.service_result)
             except Refused as refused:
                 self._acks.put_back(acks)
                 self._publish_refused(refused)
+                if self.status.publishing == 1:  # nobody else waits at the server: do not ask in a hot loop
+                    await asyncio.sleep(REFUSED_S)
                 continue
             except BaseException:
                 self._acks.put_back(acks)
@@ -442,8 +423,8 @@ class SourceRunner:
 
     def _publish_refused(self, refused: Refused) -> None:
         """A Publish request was answered with an error: fewer requests, again, or a new connection."""
-        if refused.name == "BadTooManyPublishRequests" and self._pumps > 1:
-            self._pumps -= 1
+        if refused.name == "BadTooManyPublishRequests":
+            self._pumps = max(1, self._pumps - 1)
         elif refused.name in NO_SUBSCRIPTION:
             raise Gone(f"Publish was refused: {refused.name}", set(self._by_subscription.values())) from refused
         elif refused.name not in ("BadTimeout", "BadRequestTimeout"):
@@ -457,7 +438,7 @@ class SourceRunner:
         self._heard[stream] = self.status.last_message = time.monotonic()
         self._mute.discard(stream)
         if message.status_change is not None:
-            raise Gone(f"the server ended the subscription: status 0x{message.status_change:08X}", {stream})
+            raise Gone(f"the server ended the subscription: {status_name(message.status_change)}", {stream})
         self._ingest.message(stream, message)
         if self.retiring.get(stream) and not message.more:
             self.retiring[stream] -= 1
@@ -472,10 +453,9 @@ class SourceRunner:
                 self._heard = dict.fromkeys(self._heard, time.monotonic())
                 continue
             for stream, heard in self._heard.items():
-                p = self.streams.get(stream)
-                if p is None:
+                if stream not in self.streams:
                     continue
-                limit = SILENCE_FACTOR * p.keep_alive_count() * p.publishing_ms / 1000 + 1.0
+                limit = self._silence_s[stream]
                 if time.monotonic() - heard > limit:
                     what = f"stream {stream} was silent for more than {limit:.1f} s"
                     raise Gone(what, {stream}) if stream in self._mute else Unavailable(what)
@@ -503,16 +483,41 @@ class SourceRunner:
     async def _republish(self, connection: Connection, stream: str, effect: sampler.Republish) -> None:
         if effect.subscription not in self._by_subscription:
             return  # asked of a session that is gone
+        asked = (effect.subscription, effect.sequence)
+        if self._deadly[asked] >= DEADLY_MAX:  # each answer to it has ended the connection, as one that is too large
+            self._ingest.event(stream, sampler.NotAvailable(effect.sequence))
+            return
         try:
-            body = await connection.republish(effect.subscription, effect.sequence)
+            message = await self._fetch(connection, effect)
+        except Corrupt as error:
+            log("message.undecodable", stream=stream, sequence=effect.sequence, error=str(error))
+            message = None  # asked for again it would be the same: its loss is declared
         except Refused as refused:
             if refused.name in NO_SUBSCRIPTION:
                 raise Gone(f"Republish was refused: {refused.name}", {stream}) from refused
-            body = None
-        if body is None:
+            if refused.name not in NOT_AVAILABLE:
+                raise Unavailable(f"Republish was refused: {refused.name}") from refused
+            message = None
+        except Unavailable:
+            self._deadly[asked] += 1
+            raise
+        self._deadly.pop(asked, None)
+        self.status.fetched += 1
+        if message is None:
             self._ingest.event(stream, sampler.NotAvailable(effect.sequence))
         else:
-            self._ingest.message(stream, read_republish(body), republished=True)
+            self._ingest.message(stream, message, republished=True)
+
+    async def _fetch(self, connection: Connection, effect: sampler.Republish) -> Message:
+        """Ask for a message again; a server that is busy for a moment is asked once more."""
+        for pause_s in REPUBLISH_AGAIN_S:
+            try:
+                return read_republish(await connection.republish(effect.subscription, effect.sequence))
+            except Refused as refused:
+                if refused.name in (*NO_SUBSCRIPTION, *NOT_AVAILABLE):
+                    raise
+                await asyncio.sleep(pause_s)
+        return read_republish(await connection.republish(effect.subscription, effect.sequence))
 
     async def _fact(self, name: str) -> bytes | None:
         def read() -> bytes | None:
@@ -565,20 +570,6 @@ def pause_s(error: MirrorError, refusals: int) -> float:
 
 def _answered(error: MirrorError) -> bool:
     return isinstance(error, Refused | Gone) or not isinstance(error, Unavailable)
-
-
-def _shared(model: Model, known: TagTable) -> Model:
-    """Return the model with the very tags that the journal holds, so that each is in memory once."""
-
-    def held(tag: Tag) -> Tag:
-        handle = known.find(tag.identity)
-        return known[handle] if handle is not None and known[handle] == tag else tag
-
-    return Model(model.roots, model.uri, {name: [held(tag) for tag in tags] for name, tags in model.tags.items()})
-
-
-def _identities(model: Model) -> set[str]:
-    return {tag.identity for tags in model.tags.values() for tag in tags}
 
 
 async def _first_failure(tasks: list[Coroutine[Any, Any, None]]) -> None:

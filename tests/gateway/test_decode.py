@@ -74,7 +74,8 @@ def test_keepalive_is_seen_whether_its_list_is_null_or_empty(notifications: list
 def test_first_response_may_be_a_keepalive_with_number_one_and_nothing_available() -> None:
     message = read_publish(publish(None, sequence=1, available=None))
     assert message.keepalive
-    assert (message.sequence, message.available) == (1, ())
+    assert (message.sequence, message.available) == (1, None), "null tells nothing"
+    assert read_publish(publish(None, sequence=1, available=())).available == (), "empty tells that there is none"
 
 
 @pytest.mark.parametrize("sequence", [1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])

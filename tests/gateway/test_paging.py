@@ -11,7 +11,7 @@ import pytest
 
 from gateway.browse import Reference, read_browse
 from gateway.io import history
-from gateway.io.browse import BAD_NO_CONTINUATION_POINTS, references
+from gateway.io.browse import BAD_NO_CONTINUATION_POINTS, EMPTY_PAGES_MAX, references
 from gateway.server import Limits, ServerFacts
 from mirror.errors import Corrupt, Unavailable
 from mirror.wire import encode
@@ -119,6 +119,23 @@ def test_all_references_are_found_however_few_continuation_points_there_are(poin
 def test_server_without_any_continuation_point_is_an_error_and_no_silent_loss() -> None:
     with pytest.raises(Unavailable, match="does not tell all references"):
         asyncio.run(references(Tree(CHILDREN, page=4, points=0), FACTS, list(CHILDREN)))
+
+
+def test_server_that_sends_empty_pages_for_ever_is_given_up() -> None:
+    class Endless:
+        pages = 0
+
+        async def browse_page(self, nodes: Sequence[str], *, types: bool) -> bytes:
+            return browse_response([browse_result([], point=b"more") for _ in nodes])
+
+        async def browse_next(self, points: Sequence[bytes]) -> bytes:
+            self.pages += 1
+            return browse_response([browse_result([], point=b"more") for _ in points], next_page=True)
+
+    space = Endless()
+    with pytest.raises(Unavailable, match="empty page"):
+        asyncio.run(references(space, FACTS, ["i=85"]))
+    assert space.pages == EMPTY_PAGES_MAX + 1
 
 
 def test_stated_limit_of_nodes_in_a_browse_is_kept() -> None:

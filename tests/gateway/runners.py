@@ -1,0 +1,229 @@
+"""The real runner of a source, its real ingest and journal, and a server that a test writes in a few lines.
+
+A `World` stands for the server: what it has, what it answers, what it was asked. Each connection of the runner
+is a `Line` to it, with the methods of `gateway.io.opcua.Connection` that the runner uses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gateway.config import Device, Source
+from gateway.io.ingest import Durable, Ingest
+from gateway.io.journal import Journal
+from gateway.io.reader import JournalReader
+from gateway.io.source import SourceRunner
+from gateway.server import Limits, MonitoredItem, Refused, Revised, ServerFacts, Subscription
+from mirror.coverage import Gap
+from mirror.tags import Tag
+from tests.gateway.publish_bytes import data_change, double, item, publish
+
+T = 134_000_000_000_000_000
+URI = "urn:plc"
+TAGS = [Tag(URI, "urn:ns", f"s={i}", path=f"P/{i}", device="d", name=str(i)) for i in range(3)]
+DEADLINE_S = 10.0
+
+
+def message(
+    n: int, value: float | None = None, *, subscription: int = 1, available: Sequence[int] | None = ()
+) -> bytes:
+    """Return a PublishResponse with one value of the first tag; its publish time follows from its number."""
+    rows = [data_change([item(0, double(n))])]
+    told = available or (n,)
+    return publish(rows, sequence=n, publish_ticks=T + n * 1_000_000, subscription=subscription, available=told)
+
+
+async def never(*_: Any) -> Any:
+    """Never answer."""
+    await asyncio.Event().wait()
+
+
+@dataclass
+class World:
+    """A server as a test wants it, and what it was asked.
+
+    Attributes:
+        publish: Answers a Publish, given the line and the acknowledgements.
+        republish: Answers a Republish, given the line, subscription and number.
+        transferred: Subscriptions that a Transfer brings, with the numbers available.
+        refuse_resume: What resuming a session raises.
+    """
+
+    publish: Callable[..., Any] = never
+    republish: Callable[..., Any] | None = None
+    tags: list[Tag] = field(default_factory=lambda: list(TAGS))
+    start_ticks: int = 7
+    product: str = "p"
+    revised_ms: float | None = None
+    revised_keep_alive: int | None = None
+    revised_queue: int = 10
+    transferred: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    refuse_resume: Exception | None = None
+    connects: int = 0
+    resumes: int = 0
+    subscriptions: int = 0
+    lines: list[Line] = field(default_factory=list)
+    deleted: list[int] = field(default_factory=list)
+    acknowledged: list[list[tuple[int, int]]] = field(default_factory=list)
+    republished: list[int] = field(default_factory=list)
+    publishing: int = 0
+    publishing_max: int = 0
+
+
+class Line:
+    """A connection to a `World`."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.missing: list[str] = []
+        self.opened = False
+        self.kept: bool | None = None  # whether the session was kept when the line was closed
+        self.session_timeout_s = 600.0
+        world.lines.append(self)
+
+    async def connect(self) -> None:
+        self.opened = True
+        self.world.connects += 1
+
+    async def resume(self, _secret: bytes) -> None:
+        self.opened = True
+        self.world.resumes += 1
+        if self.world.refuse_resume is not None:
+            raise self.world.refuse_resume
+
+    def session_secret(self) -> bytes:
+        return b"secret"
+
+    async def close(self, *, keep_session: bool = False) -> None:
+        self.kept = keep_session if self.kept is None else self.kept
+
+    async def server_facts(self) -> ServerFacts:
+        world = self.world
+        namespaces = ("http://opcfoundation.org/UA/", URI, "urn:ns")
+        return ServerFacts(URI, namespaces, world.start_ticks, world.product, Limits())
+
+    async def browse(self, device: str, _roots: Sequence[str], _exclude: Sequence[str]) -> list[Tag]:
+        del device
+        return list(self.world.tags)
+
+    async def structures(self) -> dict[str, Any]:
+        return {}
+
+    async def transfer(self, _ids: Sequence[int]) -> dict[int, tuple[int, ...]]:
+        return self.world.transferred
+
+    async def delete_subscription(self, subscription: int) -> None:
+        self.world.deleted.append(subscription)
+
+    async def subscribe(
+        self, publishing_ms: float, items: Sequence[MonitoredItem], *, keep_alive_count: int, lifetime_count: int
+    ) -> Subscription:
+        world = self.world
+        world.subscriptions += 1
+        accepted = {i.handle: Revised(i.handle, i.sampling_ms, world.revised_queue) for i in items}
+        return Subscription(
+            world.subscriptions, world.revised_ms or publishing_ms, world.revised_keep_alive or keep_alive_count,
+            lifetime_count, accepted, {}, T,
+        )  # fmt: skip
+
+    async def publish(self, acknowledge: Sequence[tuple[int, int]] = ()) -> bytes:
+        world = self.world
+        world.acknowledged.append(list(acknowledge))
+        world.publishing += 1
+        world.publishing_max = max(world.publishing_max, world.publishing)
+        try:
+            answer: bytes = await world.publish(self, acknowledge)
+            return answer
+        finally:
+            world.publishing -= 1
+
+    async def republish(self, subscription: int, number: int) -> bytes:
+        self.world.republished.append(number)
+        if self.world.republish is None:
+            raise Refused("Republish", 0x807B0000)
+        answer: bytes = await self.world.republish(self, subscription, number)
+        return answer
+
+
+class Runner(SourceRunner):
+    """A runner whose connections lead to a world."""
+
+    world: World
+
+    def _connection(self) -> Any:
+        return Line(self.world)
+
+
+@dataclass
+class Plant:
+    """A running source with what stands behind it."""
+
+    path: Path
+    ingest: Ingest
+    runner: Runner
+    task: asyncio.Task[None]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something holds; the test fails if it does not, or if the runner has ended."""
+        async with asyncio.timeout(DEADLINE_S):
+            while not condition():
+                assert not self.task.done(), self.task
+                await asyncio.sleep(0.005)
+
+    def gaps(self) -> list[Gap]:
+        return self.read(lambda reader: reader.gaps())
+
+    def read(self, what: Callable[[JournalReader], Any]) -> Any:
+        """Return something that the journal holds."""
+        reader = JournalReader.open(self.path)
+        try:
+            return what(reader)
+        finally:
+            reader.close()
+
+
+@asynccontextmanager
+async def plant(world: World, folder: Path, *, replica: str = "a", **config: Any) -> AsyncIterator[Plant]:
+    """Run a source against a world until the block ends; what was kept stays in the folder."""
+    path = folder / "data" / "mirror.db"
+    journal = Journal.open(path, replica=replica)
+    loop = asyncio.get_running_loop()
+    runners: list[Runner] = []
+
+    def durable(found: Durable) -> None:
+        for stream, effect in found.effects:
+            loop.call_soon_threadsafe(runners[0].durable, stream, effect)
+
+    ingest = Ingest(
+        journal, replica=replica, commit_s=0.0, inbox_bytes_max=1 << 20, on_durable=durable,
+        on_room=lambda: loop.call_soon_threadsafe(runners[0].room),
+    )  # fmt: skip
+    settings = {"name": "s", "endpoint": "opc.tcp://h:1", "security": "none", "history": False} | config
+    settings.setdefault("device", [Device(name="d", browse=["i=85/**"])])
+    runner = Runner(
+        Source(**settings), ingest, journal_path=path, password="", on_tags=lambda: None,
+        on_state=lambda _runner, _connected: None, on_history=lambda _rows: None,
+    )  # fmt: skip
+    runner.world = world
+    runners.append(runner)
+    ingest.start()
+    task = asyncio.create_task(runner.run())
+    try:
+        yield Plant(path, ingest, runner, task)
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await asyncio.to_thread(ingest.stop)
+        journal.close()
+
+
+def kept(lines: Collection[Line]) -> int:
+    """Return how many sessions were left open at the server."""
+    return sum(line.kept is True for line in lines)
