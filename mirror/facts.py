@@ -19,22 +19,30 @@ from mirror.errors import Corrupt
 from mirror.tags import Tag
 from mirror.variant import Structure
 
+Definitions = dict[str, dict[str, Structure]]
+
 FACTS_BYTES_MAX = 256 * 1024**2  # unpacked
 
 
 class _Facts(msgspec.Struct):
     tags: list[Tag]
-    structures: dict[str, Structure]
+    structures: Definitions
 
 
-def encode_facts(tags: Sequence[Tag], structures: Mapping[str, Structure]) -> bytes:
-    """Return facts about tags and the definitions of structures, as zstd of canonical JSON."""
-    facts = _Facts(sorted(tags, key=lambda tag: tag.identity), dict(structures))
+def encode_facts(tags: Sequence[Tag], structures: Mapping[str, Mapping[str, Structure]]) -> bytes:
+    """Return facts about tags and the definitions of structures, as zstd of canonical JSON.
+
+    Args:
+        tags: In any order.
+        structures: Definitions by ApplicationUri, then by encoding: two servers may mean different things
+            by the same NodeId.
+    """
+    facts = _Facts(sorted(tags, key=lambda tag: tag.identity), {s: dict(of) for s, of in structures.items()})
     return zstandard.ZstdCompressor(level=9).compress(msgspec.json.encode(facts, order="sorted"))
 
 
-def decode_facts(data: bytes) -> tuple[list[Tag], dict[str, Structure]]:
-    """Return the tags, sorted by identity, and the structures.
+def decode_facts(data: bytes) -> tuple[list[Tag], Definitions]:
+    """Return the tags, sorted by identity, and the structures by ApplicationUri.
 
     Raises:
         Corrupt: Not facts, or more than FACTS_BYTES_MAX of them.

@@ -16,7 +16,6 @@ header's work (`mirror.chain`), which stands here as opaque bytes. `docs/segment
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
@@ -43,12 +42,24 @@ from mirror.batch import (
 )
 from mirror.errors import Corrupt
 from mirror.facts import decode_facts, encode_facts
+from mirror.footer import (
+    ARROW_ERRORS,
+    FACTS_KEY,
+    FOOTER_BYTES_MAX,
+    FORMAT_KEY,
+    HEADER_KEY,
+    footer_size,
+    read_facts,
+    read_format,
+    read_header,
+)
 from mirror.tags import Tag, TagTable
 from mirror.ticks import UNIX_EPOCH_TICKS
 from mirror.variant import Structure, Texts, body_size
 
 __all__ = [
-    "decode", "decode_facts", "encode", "encode_facts", "footer_size", "read_facts", "read_format", "read_header",
+    "FOOTER_BYTES_MAX", "decode", "decode_facts", "encode", "encode_facts", "footer_size", "read_facts", "read_format",
+    "read_header", "read_intervals",
 ]  # fmt: skip
 
 FORMAT = "1"
@@ -56,7 +67,6 @@ ROW_GROUP_ROWS = 32_768
 ROWS_MAX = 4 * 1024 * 1024
 RAW_BYTES_MAX = 2 * 1024**3  # of all columns, uncompressed, as the footer claims
 HEAP_BYTES_MAX = 256 * 1024**2  # as text it may be some times larger, and Arrow's strings have 32-bit offsets
-FOOTER_BYTES_MAX = 64 * 1024**2  # header and facts stand there, so this bounds both
 
 #: `time` holds the years 1900 to 9999: Spark before 4.0 refuses older stamps, and no calendar here has later ones.
 TIME_FIRST_TICKS = 94_354_848_000_000_000
@@ -77,6 +87,7 @@ SCHEMA = pa.schema(
         pa.field("status", pa.int64(), nullable=False),
         pa.field("flags", pa.int16(), nullable=False),
         pa.field("kind", pa.int16(), nullable=False),
+        pa.field("interval", pa.int32()),
         pa.field("f64", pa.float64()),
         pa.field("f32", pa.float32()),
         pa.field("i64", pa.int64()),
@@ -108,12 +119,8 @@ _LOW, _HIGH = np.zeros(256, np.int64), np.zeros(256, np.int64)
 for _kind, (_low, _high) in _BOUNDS.items():
     _IS_I64[_kind], _LOW[_kind], _HIGH[_kind] = True, _low, _high
 
-_HEADER_KEY, _FACTS_KEY, _FORMAT_KEY = b"edgemirror.header", b"edgemirror.facts", b"edgemirror.format"
 _NULL_STRING = b"\xff\xff\xff\xff"
 _END = 2**31 - 1  # of a byte string, for Arrow's slice
-
-#: What pyarrow raises when it is given bytes that are not Parquet, or not the Parquet they claim to be.
-_ARROW_ERRORS = (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError, KeyError)
 
 
 # --- Batch to Parquet ---------------------------------------------------------------------------------
@@ -125,7 +132,8 @@ def encode(
     header: bytes,
     *,
     facts: bytes = b"",
-    structures: Mapping[str, Structure] = {},
+    structures: Mapping[str, Mapping[str, Structure]] = {},
+    intervals: NDArray[np.int32] | None = None,
     ordered: bool = False,
 ) -> bytes:
     """Return a segment file.
@@ -136,7 +144,9 @@ def encode(
         tags: Knows every handle of the batch.
         header: UTF-8 text for the footer, the signed chain header.
         facts: As made by `encode_facts`, or empty.
-        structures: Definitions for the readable text of structures, by encoding id.
+        structures: Definitions for the readable text of structures, by ApplicationUri, then encoding id.
+        intervals: int32[n], for each row of `batch` the place, in the header's list, of the interval that it was
+            published in; None where no row has one.
         ordered: The rows stand in canonical order already.
     """
     assert len(batch) <= ROWS_MAX, f"{len(batch)} rows; cut segments at {ROWS_MAX}"
@@ -146,17 +156,22 @@ def encode(
     footer_bytes = len(header) + len(facts) * 4 // 3
     assert footer_bytes < FOOTER_BYTES_MAX // 2, f"{footer_bytes} bytes of header and facts; tell less at a time"
     header.decode()  # the footer's key-value store is text; readers written in Rust insist
-    rows = batch if ordered else _reorder(batch, canonical_order(batch, tags.rank))
+    assert intervals is None or len(intervals) == len(batch)
+    rows = batch
+    if not ordered:
+        order = canonical_order(batch, tags.rank)
+        rows, intervals = _reorder(batch, order), None if intervals is None else intervals[order]
     bodies, texts = _binary(batch.heap), Texts(structures)
     out = pa.BufferOutputStream()
     writer = _writer(out)
     for start in range(0, len(rows), ROW_GROUP_ROWS):
         part = _reorder(rows, slice(start, start + ROW_GROUP_ROWS))
         columns = _tag_columns(part, tags) | _time_columns(part) | _value_columns(part)
-        columns |= _heap_columns(part, bodies, texts)
+        columns |= _heap_columns(part, bodies, texts, tags)
+        columns["interval"] = _interval_column(intervals, start, len(part))
         writer.write_table(pa.Table.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA))
-    keys = {_FORMAT_KEY: FORMAT.encode(), _HEADER_KEY: header}
-    writer.add_key_value_metadata(keys | ({_FACTS_KEY: base64.b64encode(facts)} if facts else {}))
+    keys = {FORMAT_KEY: FORMAT.encode(), HEADER_KEY: header}
+    writer.add_key_value_metadata(keys | ({FACTS_KEY: base64.b64encode(facts)} if facts else {}))
     writer.close()
     data: bytes = out.getvalue().to_pybytes()
     return data
@@ -247,7 +262,11 @@ def _decimals(bits: NDArray[np.uint64], present: NDArray[np.bool_]) -> pa.Array:
     return pa.Array.from_buffers(pa.decimal128(20, 0), len(bits), [valid, pa.py_buffer(wide.tobytes())])
 
 
-def _heap_columns(rows: Batch, bodies: pa.Array, texts: Texts) -> dict[str, pa.Array]:
+def _interval_column(intervals: NDArray[np.int32] | None, start: int, count: int) -> pa.Array:
+    return pa.nulls(count, pa.int32()) if intervals is None else pa.array(intervals[start : start + count], pa.int32())
+
+
+def _heap_columns(rows: Batch, bodies: pa.Array, texts: Texts, tags: TagTable) -> dict[str, pa.Array]:
     """Return `text` and `bytes`; a regular String stands in `text` alone, a null String in neither."""
     n, where = len(rows), np.flatnonzero(IN_HEAP[rows.kind])
     if len(where) == 0:
@@ -261,7 +280,8 @@ def _heap_columns(rows: Batch, bodies: pa.Array, texts: Texts) -> dict[str, pa.A
     plain[np.flatnonzero(plain)[~good]] = False
     other = ~(plain | null)
     exact = body.filter(pa.array(other))
-    told = [texts.of(k, b) for k, b in zip(kind[other].tolist(), exact.to_pylist(), strict=True)]
+    sources = [tags.tags[h].source for h in rows.handle[where[other]].tolist()]
+    told = [texts.of(k, b, s) for k, b, s in zip(kind[other].tolist(), exact.to_pylist(), sources, strict=True)]
     return {
         "text": _scatter(pa.concat_arrays([strings, pa.array(told, pa.string())]), [where[plain], where[other]], n),
         "bytes": _scatter(exact, [where[other]], n),
@@ -348,11 +368,35 @@ def decode(data: bytes, tags: TagTable | None = None) -> tuple[Batch, TagTable]:
         _check_claims(file.metadata, file.schema_arrow)
         parts = [_rows(_read(file, i), seen) for i in range(file.metadata.num_row_groups)]
         batch = concat([part for part in parts if len(part)])
-    except _ARROW_ERRORS as error:
+    except ARROW_ERRORS as error:
         raise Corrupt(f"a segment of {len(data)} bytes cannot be read: {str(error)[:200]}") from error
     facts = read_facts(data) if seen.new else b""
     place = seen.settle(decode_facts(facts)[0] if facts else ())
     return replace(batch, handle=place[batch.handle]), table
+
+
+def read_intervals(data: bytes, count: int) -> NDArray[np.int32]:
+    """Return the column `interval` of a segment that `decode` has read.
+
+    Args:
+        data: The whole file.
+        count: Number of intervals in its header.
+
+    Returns:
+        int32[n], in the order of the file.
+
+    Raises:
+        Corrupt: A row names no interval of the header.
+    """
+    try:
+        table = pq.read_table(pa.BufferReader(data), columns=["interval"], use_threads=False)
+        places = table.column("interval").fill_null(-1).to_numpy()
+    except ARROW_ERRORS as error:
+        raise Corrupt(f"the intervals of a segment cannot be read: {str(error)[:200]}") from error
+    if ((places < 0) | (places >= count)).any():
+        raise Corrupt(f"rows name intervals {places.min()} to {places.max()}; the header has {count}")
+    found: NDArray[np.int32] = places.astype(np.int32)
+    return found
 
 
 def _check_claims(metadata: Any, schema: pa.Schema) -> None:
@@ -539,52 +583,3 @@ def _tag(source: str, node: str) -> Tag:
     if tag.node != node or identifier[:2] not in ("i=", "s=", "g=", "b="):
         raise Corrupt(f"{node[:200]!r} of {source[:200]!r} is not a tag; nsu=<namespace URI>;<identifier> is")
     return tag
-
-
-# --- the footer ---------------------------------------------------------------------------------------
-
-
-def footer_size(tail: bytes) -> int:
-    """Return how many bytes at the end of a file `read_header` and `read_facts` need.
-
-    Args:
-        tail: The end of the file, at least 8 bytes.
-    """
-    if len(tail) < 8 or tail[-4:] != b"PAR1":
-        raise Corrupt(f"{len(tail)} bytes that do not end in PAR1 are not a segment")
-    return int.from_bytes(tail[-8:-4], "little") + 8
-
-
-def read_header(data: bytes) -> bytes:
-    """Return the header of a segment, of whatever format the rest of it is: the chain needs nothing else.
-
-    Args:
-        data: The file, or its end: at least `footer_size` bytes.
-    """
-    return _metadata(data)[_HEADER_KEY]
-
-
-def read_format(data: bytes) -> str:
-    """Return the format of a segment's columns, from a whole file or its end; `decode` reads FORMAT alone."""
-    return _metadata(data)[_FORMAT_KEY].decode("utf-8", "replace")
-
-
-def read_facts(data: bytes) -> bytes:
-    """Return what was given to `encode` as facts, from a whole file or its end; empty where there are none."""
-    try:
-        return base64.b64decode(_metadata(data).get(_FACTS_KEY, b""), validate=True)
-    except binascii.Error as error:
-        raise Corrupt("the facts of a segment are not base64") from error
-
-
-def _metadata(data: bytes) -> dict[bytes, bytes]:
-    size = footer_size(data)
-    if size > min(len(data), FOOTER_BYTES_MAX):
-        raise Corrupt(f"a footer of {size} bytes does not fit into the {len(data)} bytes given, or is too long")
-    try:
-        metadata: dict[bytes, bytes] = pq.read_metadata(pa.BufferReader(data[-size:])).metadata or {}
-    except _ARROW_ERRORS as error:
-        raise Corrupt(f"a footer of {size} bytes cannot be read: {str(error)[:200]}") from error
-    if _FORMAT_KEY not in metadata or _HEADER_KEY not in metadata:
-        raise Corrupt(f"a footer with the keys {sorted(metadata)[:9]} is not that of a segment")
-    return metadata

@@ -89,8 +89,12 @@ class State:
     def apply(self, batch: Batch) -> Handles:
         """Take in the rows of a batch and return the handles whose current row changed, each once.
 
-        A row that is current already changes nothing, unless it has no time or is AHEAD.
+        A row that is current already changes nothing, unless it has no time or is AHEAD. Records of reserved
+        kinds (alarms and events to come) are not values and are passed over.
         """
+        reserved = batch.kind & np.uint8(0x3F) >= Kind.RESERVED_EVENT
+        if reserved.any():
+            batch = take(batch, np.flatnonzero(~reserved))
         if len(batch) == 0:
             return np.zeros(0, np.uint32)
         size = int(batch.handle.max()) + 1

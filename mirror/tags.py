@@ -10,6 +10,7 @@ the identity may not. Facts that are not UTF-8 are made so; an identity that is 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -44,8 +45,8 @@ class Tag(msgspec.Struct, frozen=True, omit_defaults=True):
         data_type: Name of the built-in or structured data type, such as `Double`.
         value_rank: As in Part 3, 5.6.2: -1 scalar, 1 one dimension, 0 and -2 as there.
         unit: Display name of the engineering unit, or empty.
-        range_low: EURange low, or None.
-        range_high: EURange high, or None.
+        range_low: EURange low, or None; a bound that is not finite is none.
+        range_high: EURange high, or None, as for `range_low`.
         description: Text of the node's Description, or empty.
         stamping: `S` the source stamps (two subscriptions give equal stamps), `U` the server stamps at
             sampling or the stamp is null, empty: not known yet. Only ever moves towards U.
@@ -69,6 +70,10 @@ class Tag(msgspec.Struct, frozen=True, omit_defaults=True):
         for name in _FACTS:  # a unit in Latin-1 must not keep its tag, and with it a whole source, out
             if not is_utf8(getattr(self, name)):
                 msgspec.structs.force_setattr(self, name, legible(getattr(self, name)))
+        for name in ("range_low", "range_high"):  # JSON, in which facts travel, knows no infinity
+            bound = getattr(self, name)
+            if bound is not None and not math.isfinite(bound):
+                msgspec.structs.force_setattr(self, name, None)
 
     @property
     def node(self) -> str:

@@ -128,23 +128,27 @@ def numbers(kind: int, body: Wire) -> str | None:
 
 
 class Texts:
-    """Readable text of heap values, each distinct body worked out once per segment."""
+    """Readable text of heap values, each distinct body worked out once per segment.
 
-    def __init__(self, structures: Mapping[str, Structure]) -> None:
+    Args:
+        structures: Definitions by ApplicationUri, then by the ExtensionObject's type.
+    """
+
+    def __init__(self, structures: Mapping[str, Mapping[str, Structure]]) -> None:
         self.structures = structures
-        self.known: dict[tuple[int, bytes], str] = {}
+        self.known: dict[tuple[int, bytes, str], str] = {}
         self.left = TOLD_MAX
 
-    def of(self, kind: int, body: bytes) -> str:
-        """Return `readable` of a body, or the empty text where that would be too much."""
+    def of(self, kind: int, body: bytes, source: str) -> str:
+        """Return `readable` of a body of a source, or the empty text where that would be too much."""
         if self.left <= 0 or len(body) > 16 * TOLD_BODY_BYTES_MAX:
             return ""
-        text = numbers(kind, body) or self.known.get((kind, body))
+        text = numbers(kind, body) or self.known.get((kind, body, source))
         if text is None:
             if len(body) > TOLD_BODY_BYTES_MAX:
                 return ""
-            text = readable(kind, body, self.structures).encode("utf-8", "replace").decode()
-            self.known[kind, body] = text
+            text = readable(kind, body, self.structures.get(source, {})).encode("utf-8", "replace").decode()
+            self.known[kind, body, source] = text
         self.left -= len(text)
         return text
 

@@ -251,6 +251,7 @@ class _Walk:
         try:
             rows, tags = segment.decode(data)
             facts = segment.read_facts(data)
+            segment.read_intervals(data, len(header.intervals))
         except Corrupt as error:
             self._found(Finding(header.seq, Flaw.ALTERED, str(error)))
             return False

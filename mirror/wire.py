@@ -355,11 +355,15 @@ _DATAVALUE = (
 _DIAGNOSTIC = (("symbolic_id", 0x01), ("namespace_uri", 0x02), ("locale", 0x08), ("localized_text", 0x04))
 
 
+LISTS_MIN, LISTS_FACTOR = 64, 4  # of a nested matrix, beside and over its elements
+
+
 def nest(items: Sequence[Any], dimensions: Sequence[int]) -> list[Any]:
     """Return the items of a matrix as nested lists, the last dimension innermost.
 
     Raises:
-        Corrupt: The dimensions are none or negative, or their product is not the number of items.
+        Corrupt: The dimensions are none or negative, their product is not the number of items, or they are so
+            many ones that the lists would outnumber the items by far: a short value must not cost seconds.
     """
     product = 1
     for size in dimensions:
@@ -368,6 +372,12 @@ def nest(items: Sequence[Any], dimensions: Sequence[int]) -> list[Any]:
         raise Corrupt(f"{len(items)} elements do not fill the dimensions {list(dimensions)}")
     if not product:
         return []
+    lists, inner = 0, 1
+    for size in reversed(dimensions[1:]):
+        inner *= size
+        lists += product // inner
+    if lists > LISTS_MIN + LISTS_FACTOR * product:
+        raise Corrupt(f"{len(dimensions)} dimensions for {product} elements are more than anybody can use")
     nested = list(items)
     for size in reversed(dimensions[1:]):
         nested = [nested[i : i + size] for i in range(0, len(nested), size)]

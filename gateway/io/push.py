@@ -29,14 +29,12 @@ from gateway.io.log import log
 from gateway.io.reader import ChainRow, JournalReader
 from gateway.io.sealing import Builder, Payload, Surroundings, Writer
 from mirror import chain, segment
-from mirror.batch import Batch
 from mirror.coverage import Coverage
 from mirror.errors import ConfigError, Conflict, Corrupt, Fenced, MirrorError, Unavailable
 from mirror.header import chain_hash
 from mirror.layout import Layout
 from mirror.prefix import Prefix, Saved
 from mirror.store import ObjectStore, Probe, Together, probe
-from mirror.tags import TagTable
 
 PROBE_FACT = "store.probe"
 TAIL_BYTES = 64 * 1024  # the end of a segment that most likely holds its footer
@@ -374,7 +372,7 @@ class Pusher:
         return chain.Listed(None)
 
     def _put(self, request: chain.Put) -> chain.Event:
-        payload: Payload = request.body or Payload(Batch.zeros(0), TagTable(), b"", {}, self._clock())
+        payload: Payload = request.body or Payload.empty(self._clock())
         data = payload.encoded(request.header)
         file = hashlib.sha256(data).digest()
         self._spend(1)

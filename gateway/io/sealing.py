@@ -11,7 +11,7 @@ What this module does not do: number, sign or send (`mirror.chain`, `gateway.io.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from gateway import sync
 from gateway.io.journal import Journal
@@ -28,11 +29,10 @@ from mirror import chunk, segment
 from mirror.batch import Batch, canonical_order, concat, digest, ordered_digest, take
 from mirror.coverage import Coverage, Gap, Reason
 from mirror.errors import Corrupt
-from mirror.facts import encode_facts
+from mirror.facts import Definitions, encode_facts
 from mirror.header import Clock, Header
 from mirror.prefix import Prefix
 from mirror.tags import TagTable, legible
-from mirror.variant import Structure
 
 CHUNKS_READ = 100
 HEAP_BYTES = segment.HEAP_BYTES_MAX // 4  # of Strings, arrays and structures in a segment, decoded
@@ -63,15 +63,27 @@ class Payload:
     rows: Batch
     tags: TagTable
     facts: bytes
-    structures: Mapping[str, Structure]
+    structures: Definitions
+    intervals: NDArray[np.int32]
     sealed_at: float
     file: bytes = b""
+
+    @staticmethod
+    def empty(sealed_at: float) -> Payload:
+        """Return the body of a fence."""
+        return Payload(Batch.zeros(0), TagTable(), b"", {}, np.zeros(0, np.int32), sealed_at)
 
     def encoded(self, header: bytes) -> bytes:
         """Return the file; the same bytes whenever it is asked for."""
         if not self.file:
             self.file = segment.encode(
-                self.rows, self.tags, header, facts=self.facts, structures=self.structures, ordered=True
+                self.rows,
+                self.tags,
+                header,
+                facts=self.facts,
+                structures=self.structures,
+                intervals=self.intervals,
+                ordered=True,
             )
         return self.file
 
@@ -81,7 +93,7 @@ class _Facts:
     """What the journal knows of tags, and the bytes that tell it in a footer."""
 
     tags: TagTable
-    structures: dict[str, Structure]
+    structures: Definitions
     data: bytes
     sha256: str
     read_at: float
@@ -151,14 +163,17 @@ class Builder:
         """
         self._declare_again()
         at, ledger = prefix.at, self._reader.gaps()
-        claims, batches = self._collect(prefix, ledger)
+        claims, batches, places = self._collect(prefix, ledger)
         gaps, closures = sync.untold(ledger, at.told)
         if not claims and not gaps and not closures:
             return None
         rows = concat(batches)
-        batches.clear()  # a segment's rows are the most memory that anything here takes: hold them once
         known = self._known(int(rows.handle.max()) if len(rows) else -1, now)
-        rows = take(rows, canonical_order(rows, known.tags.rank)) if len(rows) else rows
+        intervals = np.repeat(np.array(places, np.int32), [len(batch) for batch in batches])
+        batches.clear()  # a segment's rows are the most memory that anything here takes: hold them once
+        if len(rows):
+            order = canonical_order(rows, known.tags.rank)
+            rows, intervals = take(rows, order), intervals[order]
         facts = b"" if known.sha256 == at.facts else known.data
         named = {claim.stream for claim in claims} | {gap.stream for gap in gaps}
         around = self._around()
@@ -168,7 +183,7 @@ class Builder:
             closures=tuple(closures), facts_sha256=known.sha256 if facts else "", sources=around.sources,
             clock=around.clock,
         )  # fmt: skip
-        return draft, Payload(rows, known.tags, facts, known.structures, now)
+        return draft, Payload(rows, known.tags, facts, known.structures, intervals, now)
 
     def _around(self) -> Surroundings:
         """Return what goes into each header; JSON cannot carry a URI that was not UTF-8."""
@@ -176,20 +191,22 @@ class Builder:
         sources = {legible(uri): tuple(map(legible, names)) for uri, names in around.sources.items()}
         return Surroundings(sources, around.clock)
 
-    def _collect(self, prefix: Prefix, ledger: Iterable[Gap]) -> tuple[list[Coverage], list[Batch]]:
-        """Return the claims of the next segment and their rows."""
+    def _collect(self, prefix: Prefix, ledger: Iterable[Gap]) -> tuple[list[Coverage], list[Batch], list[int]]:
+        """Return the claims of the next segment, their rows, and the place of each batch's claim."""
         room = _Room(min(self._policy.rows_max, segment.ROWS_MAX), self._policy.bytes_max, HEAP_BYTES)
         claims: list[Coverage] = []
+        places: list[int] = []
         damaged = (gap for gap, _ in self._damaged.values())
         for part in sync.unpushed(self._reader.coverage(), prefix.promise, [*ledger, *damaged]):
             if len(claims) >= CLAIMS_MAX:
                 break
             done = self._fill(room, part.claim) if part.rows else part.claim.end
+            places += [len(claims)] * (len(room.batches) - len(places))
             if done > part.claim.start:
                 claims.append(msgspec.structs.replace(part.claim, end=done))
             if done < part.claim.end:
                 break
-        return claims, room.batches
+        return claims, room.batches, places
 
     def _fill(self, room: _Room, claim: Coverage) -> int:
         """Add a claim's rows while there is room; return the publish time up to which they are in."""
@@ -242,7 +259,7 @@ class Builder:
         """Return the facts of tags, read anew when they are old or lack a handle."""
         known = self._facts
         if known is None or handle >= len(known.tags) or now - known.read_at > TAGS_S:
-            tags, structures = self._reader.tags(), _merged(self._reader.structures())
+            tags, structures = self._reader.tags(), self._reader.structures()
             if known is None or tags.tags != known.tags.tags or structures != known.structures:
                 data = encode_facts(tags.tags, structures)
                 self._facts = known = _Facts(tags, structures, data, hashlib.sha256(data).hexdigest(), now)
@@ -257,14 +274,3 @@ def _loss(row: ChunkRow) -> Gap:
 
 def _open_gap(gap: Gap, journal: Journal) -> None:
     journal.open_gap(gap)
-
-
-def _merged(structures: Mapping[str, Mapping[str, Structure]]) -> dict[str, Structure]:
-    """Return the definitions of all sources in one; two that share an id and differ are left out."""
-    merged: dict[str, Structure] = {}
-    disputed: set[str] = set()
-    for of_source in structures.values():
-        for name, structure in of_source.items():
-            if merged.setdefault(name, structure) != structure:
-                disputed.add(name)
-    return {name: structure for name, structure in merged.items() if name not in disputed}

@@ -49,12 +49,15 @@ def run(_options: object = None) -> dict[str, Any]:
         "rss_mib": round(usage(os.getpid()).pss_mib, 1),
         "curve": curve,
         "bytes_per_change_by_shared_stamps": stamps,
-        "columns_bytes_per_change": _columns(segment.encode(whole, tags, HEADER)),
+        "columns_bytes_per_change": _columns(
+            segment.encode(whole, tags, HEADER, intervals=np.zeros(len(whole), np.int32))
+        ),
     }
 
 
 def _measure(batch: Batch, tags: TagTable) -> dict[str, float]:
-    encode_s, data = _best(lambda: segment.encode(batch, tags, HEADER))
+    places = np.zeros(len(batch), np.int32)
+    encode_s, data = _best(lambda: segment.encode(batch, tags, HEADER, intervals=places))
     decode_s, (rows, _) = _best(lambda: segment.decode(data, tags))
     assert equal(rows, take(batch, canonical_order(batch, tags.rank)))
     n = len(batch)

@@ -59,7 +59,9 @@ class LogWriter:
         header = sign(Header(**{**start, **fields}), signed_by or self.key)  # type: ignore[arg-type]
         if not signed:
             header = unsign(header)
-        data = segment.encode(batch, TAGS, header, facts=told)
+        claims = len(msgspec.json.decode(header).get("intervals", ()))
+        places = np.zeros(n, np.int32) if claims else None
+        data = segment.encode(batch, TAGS, header, facts=told, intervals=places)
         self.file = hashlib.sha256(data).hexdigest()
         self.prev = self.hashes[self.seq] = chain_hash(header)
         self.store.put(

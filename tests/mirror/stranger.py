@@ -108,6 +108,8 @@ def verify(segments: Iterable[bytes]) -> list[dict[str, Any]]:
         assert footer[b"edgemirror.format"] == b"1"
         found = rows(data)
         assert found == sorted(found)
+        places = pq.read_table(io.BytesIO(data), columns=["interval"])["interval"].to_pylist()
+        assert all(place in range(len(header.get("intervals", []))) for place in places)
         assert len(found) == header.get("rows", 0) and digest(found) == header["body_digest"]
         facts = base64.b64decode(footer.get(b"edgemirror.facts", b""), validate=True)
         assert (hashlib.sha256(facts).hexdigest() if facts else "") == header.get("facts_sha256", "")

@@ -20,20 +20,20 @@ LINE = Structure(
     (StructureField("from", POINT), StructureField("names", int(Kind.STRING), 1, True)),
 )
 MODE = Structure("Mode", "enum", (StructureField("Idle", value=0), StructureField("Run", value=1)))
+STRUCTURES = {"urn:s": {"ns=2;i=1": LINE, "ns=2;i=2": MODE}, "urn:t": {"ns=2;i=1": POINT}}
 
 
 def test_tags_and_structures_come_back_whole() -> None:
     full = Tag("urn:s", "urn:n", "s=µ", "a/b", "d", "n", "Double", 1, "°C", -1.5, 1e300, "text", "U")
-    tags, structures = decode_facts(encode_facts([full, *TAGS.tags], {"ns=2;i=1": LINE, "ns=2;i=2": MODE}))
+    tags, structures = decode_facts(encode_facts([full, *TAGS.tags], STRUCTURES))
     assert tags == sorted([full, *TAGS.tags], key=lambda tag: tag.identity)
-    assert structures == {"ns=2;i=1": LINE, "ns=2;i=2": MODE}
+    assert structures == STRUCTURES
     assert decode_facts(encode_facts([], {})) == ([], {})
 
 
 def test_the_same_facts_are_the_same_bytes_in_any_order() -> None:
-    structures = {"ns=2;i=1": LINE, "ns=2;i=2": MODE}
-    turned = dict(reversed(structures.items()))
-    assert encode_facts(TAGS.tags, structures) == encode_facts(TAGS.tags[::-1], turned)
+    turned = {source: dict(reversed(of.items())) for source, of in reversed(STRUCTURES.items())}
+    assert encode_facts(TAGS.tags, STRUCTURES) == encode_facts(TAGS.tags[::-1], turned)
 
 
 def test_ten_thousand_tags_take_few_bytes() -> None:
@@ -43,7 +43,8 @@ def test_ten_thousand_tags_take_few_bytes() -> None:
 
 def test_facts_that_are_none_are_corrupt() -> None:
     cut = encode_facts(TAGS.tags, {})[:-5]
-    deep = zstandard.compress(b'{"tags":[],"structures":{"a":' + b'{"name":"a","fields":[{"name":"b","type":' * 9999)
+    nested = b'{"name":"a","fields":[{"name":"b","type":' * 9999
+    deep = zstandard.compress(b'{"tags":[],"structures":{"s":{"a":' + nested)
     for facts in (b"", b"not zstd", cut, zstandard.compress(b"{}"), zstandard.compress(b"[" * 10_000), deep):
         with pytest.raises(Corrupt, match="cannot be read"):
             decode_facts(facts)

@@ -174,7 +174,8 @@ def test_a_string_that_splits_a_character_with_its_neighbour_is_not_taken_for_te
 
 def test_structures_are_told_by_their_definition() -> None:
     point = Structure("Point", fields=(StructureField("x", int(Kind.INT32)),))
-    data = segment.encode(every_kind(), TAGS, HEADER, structures={"ns=2;i=5001": point})
+    structures = {source: {"ns=2;i=5001": point} for source in {tag.source for tag in TAGS.tags}}
+    data = segment.encode(every_kind(), TAGS, HEADER, structures=structures)
     assert '{"x":7}' in columns(data)["text"].to_pylist()
     assert equal(segment.decode(data, TAGS)[0], ordered(every_kind(), TAGS))
 

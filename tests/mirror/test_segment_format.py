@@ -26,8 +26,8 @@ from tests.mirror.test_segment import GOLDEN, HEADER, TAGS, ordered, plant
 DOCUMENT = (Path(__file__).parent.parent.parent / "docs" / "segment-format.md").read_text()
 GOLDEN_HASHES = {
     0: "90321b09916a6b4e6110de41b968928d089a793e650b7b588dd085292aad890a",
-    1: "59661a3185715e5f24fb6d0480250f670d34afa779737457b58ec4ccd7d6984f",
-    2: "03cf353ad08dd4201cd58f38d6708aa333921365057f04917a5a42e71e894f85",
+    1: "45b2b2447c521c3c9ed4209657d902a1c045bd1e83c2eab1ab583c980ec0c0b7",
+    2: "bd4e684b0626e376fd0c71fccf2d146f5b9b87578d5324da6280e1037b6d927f",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sqlite3
 import struct
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from mirror.batch import (
     SERVER_NULL,
     SOURCE_NULL,
     Batch,
+    Heap,
     Kind,
     concat,
     equal,
@@ -225,3 +227,15 @@ def test_the_reference_mix_ends_with_its_last_interval_but_for_stale_stamps() ->
     everything = concat(parts)
     current = fold(everything, {})
     assert equal(snapshot(state), take(everything, np.array([current[h] for h in sorted(current)])))
+
+
+def test_a_record_that_is_not_a_value_becomes_no_tags_current_value() -> None:
+    state = State()
+    rows = Batch.zeros(3)
+    rows.kind[:] = [Kind.INT32, Kind.RESERVED_EVENT, 63]
+    rows.bits[0] = 7
+    rows.source_ticks[:] = [NOW_TICKS, NOW_TICKS + 1, NOW_TICKS + 2]
+    rows = replace(rows, heap=Heap.of([b"an event", b"another"]), bits=np.array([7, 0, 1], np.uint64))
+    assert state.apply(rows).tolist() == [0]
+    assert state.batch(state.handles).kind.tolist() == [Kind.INT32]
+    assert state.apply(take(rows, np.array([1, 2]))).tolist() == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import numpy as np
 from hypothesis import given
@@ -31,8 +33,8 @@ def test_facts_that_were_not_utf_8_on_the_wire_can_be_stored_and_told() -> None:
     tag = Tag("urn:s", "urn:n", "s=T", unit="\udcb0C", description="läuft \udcff\ud800", name="a")
     assert (tag.unit, tag.description, tag.name) == ("\ufffdC", "läuft \ufffd\ufffd", "a")
     structure = Structure("\udcff", fields=(StructureField("\udcfc"),))
-    told = decode_facts(encode_facts([tag], {"ns=2;i=1": structure}))
-    assert told == ([tag], {"ns=2;i=1": Structure("\ufffd", fields=(StructureField("\ufffd"),))})
+    told = decode_facts(encode_facts([tag], {"urn:s": {"ns=2;i=1": structure}}))
+    assert told == ([tag], {"urn:s": {"ns=2;i=1": Structure("\ufffd", fields=(StructureField("\ufffd"),))}})
 
 
 @given(st.lists(TAGS, max_size=20))
@@ -79,3 +81,9 @@ def test_a_tag_goes_through_json_and_back_without_its_defaults() -> None:
     tag = Tag("urn:s", "urn:n", "i=1", unit="bar", range_low=0.0)
     data = msgspec.json.encode(tag)
     assert msgspec.json.decode(data, type=Tag) == tag and b"description" not in data
+
+
+def test_a_range_that_is_not_finite_is_none() -> None:
+    tag = Tag("urn:s", "urn:n", "s=a", range_low=-math.inf, range_high=math.nan)
+    assert (tag.range_low, tag.range_high) == (None, None)
+    assert Tag("urn:s", "urn:n", "s=a", range_low=-1.5, range_high=0.0).range_low == -1.5

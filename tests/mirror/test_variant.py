@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -20,7 +21,8 @@ from hypothesis import strategies as st
 
 from mirror.batch import ARRAY, DIMENSIONS, FIXED_WIDTH, IN_HEAP, Kind
 from mirror.errors import Corrupt
-from mirror.variant import Structure, StructureField, body_size, decode, encode, iso, numbers, readable, status_name
+from mirror.variant import Structure, StructureField, body_size, encode, iso, numbers, readable, status_name
+from mirror.wire import decode, nest
 from tests.mirror.batches import DAY, INT64_MAX, INT64_MIN, MAX_DATETIME_TICKS, NOW_TICKS, heap_bodies, kinds_and_values
 
 PLAIN = {*range(1, 13), Kind.BYTESTRING}
@@ -373,3 +375,25 @@ def test_status_names_are_those_of_the_specification() -> None:
 
 def test_flags_in_the_lower_half_do_not_change_a_status_name() -> None:
     assert status_name(0x00000480) == "Good" and status_name(0x80310480) == "BadNoCommunication"
+
+
+@pytest.mark.parametrize("ones", [900, 60, 8])
+def test_a_short_value_with_many_dimensions_is_told_by_its_bytes_and_costs_nothing(ones: int) -> None:
+    count = 2500
+    dimensions = struct.pack(f"<i{ones + 1}i", ones + 1, count, *[1] * ones)
+    body = struct.pack("<i", count) + bytes(count) + dimensions
+    kind = int(Kind.BOOLEAN) | ARRAY | DIMENSIONS
+    began = time.process_time()
+    text = readable(kind, body)
+    assert time.process_time() - began < 1.0
+    assert json.loads(text) == {"kind": kind, "body": base64.b64encode(body).decode()}
+    with pytest.raises(Corrupt, match="more than anybody can use"):
+        decode(kind, body)
+
+
+def test_dimensions_that_people_use_are_nested_ones_among_them() -> None:
+    assert nest(list(range(6)), [2, 3]) == [[0, 1, 2], [3, 4, 5]]
+    assert nest([1, 2, 3], [3, 1]) == [[1], [2], [3]]
+    assert nest([1, 2], [1, 1, 2, 1]) == [[[[1], [2]]]]
+    assert len(nest(list(range(10_000)), [10_000, 1, 1, 1])) == 10_000
+    assert nest([], [0, 3]) == []

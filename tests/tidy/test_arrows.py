@@ -31,7 +31,7 @@ THIRD_PARTY: dict[str, Sequence[str]] = {
     "msgspec": ANYWHERE,
     "cryptography": ANYWHERE,
     "zstandard": ANYWHERE,
-    "pyarrow": ("mirror/segment.py", "mirror/io/", "cloud/", "demo/"),
+    "pyarrow": ("mirror/segment.py", "mirror/footer.py", "mirror/io/", "cloud/", "demo/"),
     "boto3": ("mirror/io/s3.py", "demo/servers.py"),
     "botocore": ("mirror/io/s3.py", "demo/servers.py"),
     "apsw": ("mirror/io/sqlite.py", "gateway/io/journal.py"),
