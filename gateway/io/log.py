@@ -46,6 +46,7 @@ EVENTS = {
     "mqtt.taken_over": "another client with the same id is at the broker; this one stays away",
     "mqtt.message_refused": "the broker refused a message and said why",
     "mqtt.payload_limited": "the broker hangs up on large messages; objects are split smaller from now on",
+    "mqtt.payload_raised": "larger messages are tried again",
     "mqtt.failed": "a round of publishing was given up because of an error in this program",
 }
 

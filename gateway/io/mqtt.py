@@ -159,6 +159,7 @@ class Link:
         taken_over: Whether the last connection ended because another client has this client's id.
         packet_bytes_max: Longest packet that the broker says it takes.
         largest_bytes: Longest payload that was not acknowledged when the last connection ended.
+        taken_bytes: Longest payload that the broker took on this connection.
         idle_s: Longest time between two calls of `wait` that keeps the connection alive.
     """
 
@@ -170,7 +171,7 @@ class Link:
         self._unanswered, self._ever_up, self._refusal = 0, False, ""
         self._sizes: dict[int, int] = {}  # of the messages under way, by their number
         self.phase = Phase.CLOSED
-        self.sent, self.acknowledged, self.largest_bytes = 0, 0, 0
+        self.sent, self.acknowledged, self.largest_bytes, self.taken_bytes = 0, 0, 0, 0
         self.taken_over = False
         self.packet_bytes_max = _PACKET_BYTES_MAX
         self.idle_s = min(1.0, broker.keepalive_s / 4)
@@ -183,7 +184,7 @@ class Link:
     def open(self) -> None:
         """Begin to connect. On failure the phase is CLOSED again and the status says why."""
         broker = self._broker
-        self.sent, self.acknowledged = 0, 0
+        self.sent, self.acknowledged, self.taken_bytes = 0, 0, 0
         self.phase, self.taken_over, self._refusal = Phase.CONNECTING, False, ""
         try:
             self._client = client = self._new_client()  # a new one each time: it would send the old messages again
@@ -320,12 +321,14 @@ class Link:
     def _on_publish(
         self, client: Any, userdata: Any, mid: int, reason: ReasonCode, properties: Properties | None
     ) -> None:
-        self._sizes.pop(mid, None)
+        size = self._sizes.pop(mid, 0)
         self.acknowledged += 1
         self._status.acknowledged += 1
         if reason.is_failure:
             self._status.refused += 1
             self._status.last_refusal = str(reason)
+        else:
+            self.taken_bytes = max(self.taken_bytes, size)
 
 
 _PACKET_BYTES_MAX = 268_435_455  # what MQTT itself allows

@@ -32,14 +32,13 @@ from gateway.formats.json_uns import Message
 from gateway.formats.names import Names
 from gateway.formats.retained import Retained
 from gateway.io.mqtt import Broker, Link, Phase, Status
+from gateway.payload import PayloadLimit
 from mirror.batch import Batch, take
 from mirror.ticks import UNIX_EPOCH_TICKS
 
 REFRESH_ROWS = 500  # retained tags published again between two rounds of live values
 HISTORY_ROWS = 2000  # back-filled rows between two rounds of live values
 STEADY_S = 10.0  # a connection that stood this long resets the pauses between attempts
-SIZE_STRIKES = 3  # connections that end early with a large message under way before messages are made smaller
-PAYLOAD_BYTES_MIN = 4096  # and they are not made smaller than this
 ROUND_S_MAX = 0.5  # longest time between two rounds for the sake of the processor
 
 OnEvent = Callable[[str, dict[str, Any]], None]
@@ -62,8 +61,8 @@ class Publisher:
             broker: Where and how.
             names: Topics and keys by handle.
             on_event: Called from the publisher's thread with `mqtt.connected`, `mqtt.disconnected`,
-                `mqtt.connect_failed`, `mqtt.taken_over`, `mqtt.payload_limited` or `mqtt.failed`, and
-                facts about it.
+                `mqtt.connect_failed`, `mqtt.taken_over`, `mqtt.payload_limited`, `mqtt.payload_raised` or
+                `mqtt.failed`, and facts about it.
         """
         self._broker, self._on_event = broker, on_event
         self._status = Status()
@@ -92,7 +91,7 @@ class Publisher:
         self._round_start, self._round_cpu_s = 0.0, 0.0  # when the last round began, on both clocks
         self._seqs: dict[str, int] = {}
         self._seqs_epoch = 0
-        self._size_strikes, self._size_limit = 0, broker.payload_bytes_max
+        self._limit = PayloadLimit(broker.payload_bytes_max)
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
 
     # --- any thread -----------------------------------------------------------------------------------
@@ -233,6 +232,7 @@ class Publisher:
 
     def _connected(self, now: float) -> None:
         self._steady_at, self._round_start = now + STEADY_S, 0.0
+        self._limit.connected(now)
         with self._say_lock:
             self._retained.everything()
             self._facts_due |= self._facts.keys()
@@ -244,16 +244,18 @@ class Publisher:
         """Put back what the broker may not have, and decide when to try again."""
         self._put_back()
         steady = before is Phase.UP and now >= self._steady_at
-        self._suspect_size(steady)
-        facts = {"url": self._broker.url, "error": self._status.last_error}
-        if self._link.taken_over:
+        link, facts = self._link, {"url": self._broker.url, "error": self._status.last_error}
+        by_size = not self._paused and not link.taken_over  # the end may have to do with what was under way
+        if by_size and self._limit.ended(link.largest_bytes, link.taken_bytes, steady=steady):
+            self._on_event("mqtt.payload_limited", {"payload_bytes_max": self._limit.size_bytes})
+        if link.taken_over:
             self._paused = True
             self._on_event("mqtt.taken_over", facts)
         elif not self._paused:
             self._attempts = 0 if steady else self._attempts + 1
             pause_s = min(self._broker.retry_s_max, 0.5 * 2 ** min(self._attempts, 16))
             self._retry_at = now + pause_s * random.uniform(0.5, 1.0)
-            if before is not Phase.UP and self._link.other_version():
+            if before is not Phase.UP and link.other_version():
                 self._retry_at = now
             self._on_event("mqtt.disconnected" if before is Phase.UP else "mqtt.connect_failed", facts)
 
@@ -265,19 +267,6 @@ class Publisher:
         self._job = None
         self._unsure.clear()
 
-    def _suspect_size(self, steady: bool) -> None:
-        """Make messages smaller where the connection ends again and again just after large ones.
-
-        A broker that takes no messages beyond some size ends the connection when it meets one, and
-        before MQTT 5 it has no way to say why; the same message would come first over the next one.
-        """
-        size = self._link.largest_bytes
-        self._size_strikes = 0 if steady or size <= PAYLOAD_BYTES_MIN else self._size_strikes + 1
-        if self._size_strikes >= SIZE_STRIKES:
-            self._size_strikes = 0
-            self._size_limit = max(PAYLOAD_BYTES_MIN, size // 2)
-            self._on_event("mqtt.payload_limited", {"payload_bytes_max": self._size_limit})
-
     # --- what to send next ----------------------------------------------------------------------------
 
     def _publish(self, now: float) -> float:
@@ -285,7 +274,12 @@ class Publisher:
         link = self._link
         while self._unsure and self._unsure[0][0] <= link.acknowledged:
             self._unsure.popleft()
+        raised = self._limit.tick(now)
+        if raised:
+            self._on_event("mqtt.payload_raised", {"payload_bytes_max": self._limit.size_bytes})
         with self._say_lock:
+            if raised:  # what was left out because it was too large
+                self._retained.everything()
             self._retained.tick(now)
             wake_at = self._retained.wake_at
         while link.room():
@@ -403,7 +397,7 @@ class Publisher:
     def _payload_bytes_max(self, names: Names) -> int:
         """Return the longest payload that the configuration and the broker allow on any topic."""
         packet_bytes_max = self._link.packet_bytes_max - names.topic_bytes_max - 64
-        return min(self._broker.payload_bytes_max, self._size_limit, packet_bytes_max)
+        return min(self._limit.size_bytes, packet_bytes_max)
 
     def _leave(self) -> None:
         """Say that the gateway and its devices are offline, wait for the broker to take it, and leave."""

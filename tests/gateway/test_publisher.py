@@ -4,6 +4,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,12 @@ def numbers(*rows: tuple[int, int]) -> Batch:
     batch.kind[:] = Kind.INT32
     batch.source_ticks[:] = batch.server_ticks[:] = T0
     return batch
+
+
+def text(size: int) -> Batch:
+    batch = numbers((0, 0))
+    batch.kind[:] = Kind.STRING
+    return replace(batch, heap=Heap.of([size.to_bytes(4, "little") + b"x" * size]))
 
 
 class Events:
@@ -245,6 +252,36 @@ def test_a_broker_that_takes_no_large_messages_gets_smaller_ones(tmp_path: Path)
 
         until(all_there, "every value", 20)
         assert values == {f"T{i}": i for i in range(4000)}
+
+
+def test_after_a_line_that_broke_often_large_values_are_whole_again(
+    mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.payload.RAISE_S", 0.3)
+    large = text(9000)
+    with (
+        Subscriber(mosquitto.port) as subscriber,
+        Proxy(mosquitto.port) as proxy,
+        publishing(proxy.port, names(), keepalive_s=60) as (publisher, events),
+    ):
+        publisher.source_live(SOURCE)
+        publisher.offer(large)
+        subscriber.wait(lambda h: h.topic.endswith("/d0") and len(h.value["values"]["T0"]) == 9000)
+        for i in range(3):
+            until(lambda: publisher.status().inflight == 0, "all acknowledged")
+            proxy.stall()
+            publisher.offer(large)
+            until(lambda: publisher.status().inflight > 0, "under way")
+            proxy.cut()
+            proxy.flow()
+            proxy.heal()
+            events.wait("mqtt.connected", i + 2)
+        events.wait("mqtt.payload_limited")
+        subscriber.wait(lambda h: h.topic.endswith("/d0/T0") and h.value["quality"] == "BadEncodingLimitsExceeded")
+        until(lambda: b'"Good"' in subscriber.latest()["uns/v1/e/s/a/l/d0/T0"], "the retained value whole again")
+        objects = [h for h in subscriber.heard if h.topic.endswith("/d0")]
+        publisher.offer(large)
+        assert subscriber.on("/d0", count=len(objects) + 1)[-1].value["values"] == {"T0": "x" * 9000}
 
 
 def test_values_coalesce_for_longer_where_publishing_costs_more_than_its_share(mosquitto: Mosquitto) -> None:
