@@ -100,6 +100,7 @@ class MqttFigures:
     taken_over: int = 0
     history_refused_rows: int = 0
     failures: int = 0
+    refusal: str = ""
     last_error: str = ""
 
 
@@ -196,6 +197,8 @@ def _problems(f: Figures) -> Iterator[Problem]:
         yield Problem("sync", f.sync.error, True)
     if f.mqtt is not None and not f.mqtt.connected:
         yield Problem("mqtt", f.mqtt.last_error or "not connected", False)
+    if f.mqtt is not None and f.mqtt.refusal:
+        yield Problem("mqtt", f"the broker refuses {f.mqtt.refusal}", False)
     if f.gaps_open:
         yield Problem("gaps", f"{f.gaps_open} open", False)
     if f.clock_offset_s is not None and abs(f.clock_offset_s) > CLOCK_OFFSET_S_MAX:

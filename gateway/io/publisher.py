@@ -61,8 +61,8 @@ class Publisher:
             broker: Where and how.
             names: Topics and keys by handle.
             on_event: Called from the publisher's thread with `mqtt.connected`, `mqtt.disconnected`,
-                `mqtt.connect_failed`, `mqtt.taken_over`, `mqtt.payload_limited`, `mqtt.payload_raised` or
-                `mqtt.failed`, and facts about it.
+                `mqtt.connect_failed`, `mqtt.taken_over`, `mqtt.message_refused`, `mqtt.payload_limited`,
+                `mqtt.payload_raised` or `mqtt.failed`, and facts about it.
         """
         self._broker, self._on_event = broker, on_event
         self._status = Status()
@@ -86,7 +86,7 @@ class Publisher:
         self._attempts, self._retry_at, self._answer_by, self._steady_at = 0, 0.0, 0.0, 0.0
         self._urgent: deque[Message] = deque()
         self._job: _Job | None = None
-        self._unsure: deque[tuple[int, _Job]] = deque()  # jobs sent, by the count at which they are acknowledged
+        self._unsure: deque[tuple[int, _Job]] = deque()  # jobs sent, by the count at which they are answered
         self._refresh_next = True
         self._round_start, self._round_cpu_s = 0.0, 0.0  # when the last round began, on both clocks
         self._seqs: dict[str, int] = {}
@@ -222,9 +222,12 @@ class Publisher:
                 self._wake_r.recv(64)
 
     def _follow(self, now: float) -> None:
-        """Act on a change of the connection."""
+        """Tell what was refused, and act on a change of the connection."""
         before, after = self._phase, self._link.phase
         self._phase = after
+        while self._link.refusals:
+            topic, reason = self._link.refusals.popleft()
+            self._on_event("mqtt.message_refused", {"topic": topic, "reason": reason})
         if after is Phase.UP and before is not Phase.UP:
             self._connected(now)
         elif after is Phase.CLOSED and before is not Phase.CLOSED:
@@ -272,7 +275,7 @@ class Publisher:
     def _publish(self, now: float) -> float:
         """Fill the window; returns how long the thread may then wait."""
         link = self._link
-        while self._unsure and self._unsure[0][0] <= link.acknowledged:
+        while self._unsure and self._unsure[0][0] <= link.answered:
             self._unsure.popleft()
         raised = self._limit.tick(now)
         if raised:

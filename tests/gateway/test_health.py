@@ -71,6 +71,7 @@ def test_each_blocking_problem_alone_makes_the_gateway_unready(changes: Any, par
     ("changes", "part"),
     [
         ({"mqtt": MqttFigures(last_error="refused")}, "mqtt"),
+        ({"mqtt": MqttFigures(connected=True, refusal="a topic, such as uns/x: Not authorized")}, "mqtt"),
         ({"gaps_open": 2}, "gaps"),
         ({"clock_offset_s": -3.0}, "clock"),
     ],

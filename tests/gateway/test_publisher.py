@@ -235,6 +235,25 @@ def test_a_taken_over_session_is_not_won_back(tmp_path: Path) -> None:
         assert publisher.status().connects == 2
 
 
+def test_a_broker_that_refuses_messages_is_told_of_and_the_others_go_on() -> None:
+    from tests.gateway.test_mqtt import judging
+
+    with (
+        judging(lambda topic: 0x87 if topic.endswith("/T0") else 0) as port,
+        publishing(port, names()) as (publisher, events),
+    ):
+        publisher.source_live(SOURCE)
+        for i in range(3):
+            publisher.offer(numbers((0, i), (1, i)))
+            until(lambda i=i: publisher.status().refused > i, "refused")  # type: ignore[misc]
+        until(lambda: publisher.status().inflight == 0, "all answered")
+        status = publisher.status()
+        assert (status.connected, status.acknowledged + status.refused) == (True, status.published)
+        assert "uns/v1/e/s/a/l/d0/T0: Not authorized" in status.refusal
+        told = [facts for name, facts in events.seen if name == "mqtt.message_refused"]
+        assert told == [{"topic": "uns/v1/e/s/a/l/d0/T0", "reason": "Not authorized"}]
+
+
 def test_a_broker_that_takes_no_large_messages_gets_smaller_ones(tmp_path: Path) -> None:
     with (
         Embedded(tmp_path) as server,  # it takes 20 KiB at most, and does not say so
