@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,7 @@ from mirror.layout import Layout
 
 JOURNAL = "mirror.db"
 TRIM_S = 60.0
+CANCEL_AGAIN_S = 0.5
 
 
 class Gateway:
@@ -122,9 +123,7 @@ class Gateway:
                 task.result()
         finally:
             self.stopping = True
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await _end(tasks)
             if self.http is not None:
                 await self.http.stop()
             await asyncio.to_thread(self._close)
@@ -262,6 +261,14 @@ class Gateway:
             password_file=mqtt.password_file, ca_file=mqtt.ca_file, keepalive_s=mqtt.keepalive_s, window=mqtt.window,
         )  # fmt: skip
         return Publisher(broker, self._names(), on_event=_Told())
+
+
+async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended: a library on the way may take one cancellation for its own."""
+    while left := [task for task in tasks if not task.done()]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
 
 
 def log_layout(config: Config) -> Layout:
