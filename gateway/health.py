@@ -112,6 +112,7 @@ class Figures:
         version: Of the program.
         group, replica: As configured.
         role: `PRIMARY` or `STANDBY`.
+        role_reason: Why this replica does not act although nobody told it to stand by, and what to do; or empty.
         epoch: The fencing epoch.
         uptime_s: Seconds since the start.
         stopping: The gateway is about to end.
@@ -135,6 +136,7 @@ class Figures:
     group: str
     replica: str
     role: str = "PRIMARY"
+    role_reason: str = ""
     epoch: int = 0
     uptime_s: float = 0.0
     stopping: bool = False
@@ -159,7 +161,7 @@ class Problem:
     """Something that is wrong now.
 
     Attributes:
-        part: What it concerns: `journal`, `source press7`, `sync`, `mqtt`, `clock`, `gaps`, `process`.
+        part: What it concerns: `journal`, `source press7`, `role`, `sync`, `mqtt`, `clock`, `gaps`, `process`.
         text: What is wrong, for a person.
         blocks: Whether the gateway is not ready because of it.
     """
@@ -193,7 +195,9 @@ def _problems(f: Figures) -> Iterator[Problem]:
         if s.state != "live":
             why = f": {s.error}" if s.error else ""
             yield Problem(f"source {s.name}", f"{s.state} for {s.since_s:.0f} s{why}", True)
-    if f.sync is not None and f.sync.error:
+    if f.role_reason:
+        yield Problem("role", f"{f.role}: {f.role_reason}", True)
+    elif f.sync is not None and f.sync.error:
         yield Problem("sync", f.sync.error, True)
     if f.mqtt is not None and not f.mqtt.connected:
         yield Problem("mqtt", f.mqtt.last_error or "not connected", False)
@@ -220,8 +224,9 @@ def service_level(f: Figures) -> int:
 
     Returns:
         0: stopping. 1: no data, since no source is live or nothing can be made durable. 2 to 199: some
-        sources are live (2 + 197 times their share), at most 100 while gaps are open. 200 to 254: healthy
-        standby, 254 at no lag to the cloud, falling by one a second. 255: healthy primary.
+        sources are live (2 + 197 times their share), at most 100 while gaps are open or another gateway has
+        fenced this one. 200 to 254: healthy standby, 254 at no lag to the cloud, falling by one a second.
+        255: healthy primary.
 
     Source: OPC UA Part 4, 6.6.2.4.2.
     """
@@ -230,8 +235,9 @@ def service_level(f: Figures) -> int:
     live = sum(s.state == "live" for s in f.sources)
     if live == 0 or f.journal.error or not is_alive(f):
         return 1
-    if live < len(f.sources) or f.gaps_open:
-        return min(2 + 197 * live // len(f.sources), 100 if f.gaps_open else 199)
+    behind = bool(f.gaps_open or f.role_reason)
+    if live < len(f.sources) or behind:
+        return min(2 + 197 * live // len(f.sources), 100 if behind else 199)
     if f.role == "PRIMARY":
         return 255
     return max(200, 254 - int(f.sync.lag_s if f.sync else 0))

@@ -79,7 +79,8 @@ class Publisher:
         self._wake_r.setblocking(False)
         self._wake_w.setblocking(False)
         self._woken = False
-        self._epoch, self._paused, self._stopping, self._stop_by = 0, True, False, 0.0
+        self._epoch, self._stopping, self._stop_by = 0, False, 0.0
+        self._paused = "not started"  # why nothing is published; empty while it may be
         # What follows belongs to the thread.
         self._link = Link(broker, Message(names.gateway(broker.node, "online"), b"offline", 1, True), self._status)
         self._phase = Phase.CLOSED
@@ -98,7 +99,7 @@ class Publisher:
 
     def start(self, epoch: int) -> None:
         """Connect, and publish under this epoch."""
-        self._epoch, self._paused = epoch, False
+        self._epoch, self._paused = epoch, ""
         self._thread.start()
 
     def offer(self, batch: Batch) -> None:
@@ -146,14 +147,14 @@ class Publisher:
                 self._facts_due.add(leaf)
         self._wake()
 
-    def pause(self) -> None:
+    def pause(self, reason: str = "paused") -> None:
         """Leave the broker without a last word: a successor speaks now."""
-        self._paused = True
+        self._paused = reason
         self._wake()
 
     def resume(self, epoch: int) -> None:
         """Connect again, under this epoch; sequence numbers start anew where it is a new one."""
-        self._epoch, self._paused = epoch, False
+        self._epoch, self._paused = epoch, ""
         self._wake()
 
     def stop(self, timeout_s: float = 3.0) -> None:
@@ -168,7 +169,15 @@ class Publisher:
 
     def status(self) -> Status:
         """Return the counters as they stand."""
-        return replace(self._status, inflight=self._link.inflight, pending_rows=len(self._pending))
+        return replace(
+            self._status, inflight=self._link.inflight, pending_rows=len(self._pending),
+            last_error=self._paused or self._status.last_error,
+        )  # fmt: skip
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread has not ended; true before `start`."""
+        return self._thread.ident is None or self._thread.is_alive()
 
     def _wake(self) -> None:
         if not self._woken:
@@ -196,7 +205,7 @@ class Publisher:
         """Do what is due, wait for the socket or a wake-up, and follow what became of the connection."""
         link = self._link
         if self._paused:
-            link.close("paused", polite=True)
+            link.close(self._paused, polite=True)
             self._follow(now)
             self._wait(None)
         elif link.phase is Phase.CLOSED:
@@ -252,7 +261,7 @@ class Publisher:
         if by_size and self._limit.ended(link.largest_bytes, link.taken_bytes, steady=steady):
             self._on_event("mqtt.payload_limited", {"payload_bytes_max": self._limit.size_bytes})
         if link.taken_over:
-            self._paused = True
+            self._paused = self._status.last_error
             self._on_event("mqtt.taken_over", facts)
         elif not self._paused:
             self._attempts = 0 if steady else self._attempts + 1

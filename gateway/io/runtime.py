@@ -90,6 +90,7 @@ class Gateway:
         self._of_stream: dict[str, SourceRunner] = {}
         self.publisher = self._publisher() if config.mqtt.url else None
         self.pusher = self._pusher() if config.sync.bucket else None
+        self.fenced: MirrorError | None = None  # why another gateway acts
         self.stopping = False
         self.survey = Survey(self)
         self.http = HttpServer(config.http.listen, self.survey.figures) if config.http.listen else None
@@ -107,7 +108,7 @@ class Gateway:
             await asyncio.wrap_future(self.ingest.call(lambda j: j.save_epoch(self.epoch, self.incarnation)))
             if self.publisher is not None:
                 self.publisher.start(self.epoch)
-                self.publisher.tell("role", b'{"role":"PRIMARY","epoch":%d}' % self.epoch)
+                self._tell_role()
             if self.pusher is not None:
                 self.pusher.start()
             if self.http is not None:
@@ -247,12 +248,31 @@ class Gateway:
         """Runs in the push thread."""
         return Surroundings({s.status.uri: s.status.namespaces for s in self.sources if s.status.uri}, clock())
 
+    @property
+    def role(self) -> str:
+        """PRIMARY while this gateway acts, STANDBY once another one does."""
+        return "STANDBY" if self.fenced else "PRIMARY"
+
     def _pushing(self, status: PushStatus) -> None:
-        """Runs in the push thread: a log that knows a higher epoch raises ours everywhere."""
-        if status.epoch > self.epoch:
+        """Runs in the push thread: a log that knows a higher epoch raises ours everywhere, or ends our acting.
+
+        Who is fenced leaves the broker as well: both would take the one client id from each other for ever,
+        and what this one says bears an epoch that is over. It goes on journaling.
+        """
+        if status.state == "fenced":
+            if self.fenced is None:
+                self.fenced = status.error
+                if self.publisher is not None:
+                    self.publisher.pause("another gateway of the group publishes")
+        elif status.epoch > self.epoch:
             self.epoch = status.epoch
             if self.publisher is not None:
+                self._tell_role()
                 self.publisher.resume(self.epoch)
+
+    def _tell_role(self) -> None:
+        assert self.publisher is not None
+        self.publisher.tell("role", b'{"role":"%s","epoch":%d}' % (self.role.encode(), self.epoch))
 
     def _publisher(self) -> Publisher:
         mqtt, group = self.config.mqtt, self.config.group

@@ -81,7 +81,7 @@ class Survey:
         if publisher is None:
             return
         figures = self.figures()
-        summary = (is_ready(figures), [problem.part for problem in problems(figures)])
+        summary = (is_ready(figures), figures.epoch, [problem.part for problem in problems(figures)])
         if summary != self._told:
             self._told = summary
             publisher.tell("health", msgspec.json.encode(document(figures)))
@@ -98,8 +98,12 @@ class Survey:
         config, ingest = gateway.config, gateway.ingest
         counters = ingest.counters
         threads = {"ingest": ingest.failure is None}
+        for name, thread in (("push", gateway.pusher), ("mqtt", gateway.publisher)):
+            if thread is not None:
+                threads[name] = thread.alive
         return Figures(
-            version=self._version, group=config.group.name, replica=config.replica.name, epoch=gateway.epoch,
+            version=self._version, group=config.group.name, replica=config.replica.name, role=gateway.role,
+            role_reason=with_hint(gateway.fenced), epoch=gateway.epoch,
             uptime_s=time.time() - gateway.started, stopping=gateway.stopping, loop_lag_s=max(0.0, self._lag_s),
             threads=threads, sources=[self._source(s) for s in gateway.sources], tags=self._tags(),
             journal=self._journal(), sync=self._sync(), mqtt=self._mqtt(), gaps_open=looked.gaps_open,
@@ -153,7 +157,7 @@ class Survey:
             return None
         status, since = pusher.status, self._looked.backlog_since
         return SyncFigures(
-            error=str(status.error or ""), lag_s=0.0 if since is None else max(0.0, time.time() - since),
+            error=with_hint(status.error), lag_s=0.0 if since is None else max(0.0, time.time() - since),
             segments=status.segments, sent_bytes=status.size_bytes, interval_s=status.interval_s,
         )  # fmt: skip
 
@@ -177,6 +181,13 @@ def _look(path: Path) -> _Looked:
         sum(g.closed_by is None for g in gaps), dict(Counter(str(g.reason) for g in gaps)), backlog.rows,
         backlog.oldest_s,
     )  # fmt: skip
+
+
+def with_hint(error: MirrorError | None) -> str:
+    """Return what is wrong and what to do; empty for no error."""
+    if error is None:
+        return ""
+    return f"{error}; {error.hint}" if error.hint else str(error)
 
 
 def _clock_offset_s() -> float | None:

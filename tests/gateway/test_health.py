@@ -54,6 +54,7 @@ def test_a_healthy_gateway_has_no_problems() -> None:
         ({"journal": JournalFigures(error="disk full")}, "journal", "disk full"),
         ({"journal": JournalFigures(size_bytes=9, size_bytes_max=9)}, "journal", "9 are allowed"),
         ({"sync": SyncFigures(error="refused")}, "sync", "refused"),
+        ({"role": "STANDBY", "role_reason": "fenced", "sync": SyncFigures(error="fenced")}, "role", "STANDBY: fenced"),
         ({"threads": {"journal": False}}, "process", "journal has ended"),
         ({"loop_lag_s": 7.0}, "process", "7 s late"),
         ({"stopping": True}, "process", "stopping"),
@@ -102,6 +103,7 @@ def test_service_levels_fall_in_the_bands_of_the_specification() -> None:
     assert service_level(healthy(journal=JournalFigures(error="disk full"))) == 1
     assert service_level(healthy(sources=lost())) == 2 + 197 // 2
     assert service_level(healthy(gaps_open=1)) == 100
+    assert service_level(healthy(role="STANDBY", role_reason="fenced")) == 100
     assert service_level(healthy(role="STANDBY")) == 254
     assert service_level(healthy(role="STANDBY", sync=SyncFigures(lag_s=10))) == 244
     assert service_level(healthy(role="STANDBY", sync=SyncFigures(lag_s=1e9))) == 200

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx
 import pytest
@@ -15,8 +18,14 @@ import pytest
 from demo.servers import free_ports
 from gateway.config import Config, parse
 from gateway.io import runtime
+from gateway.io.keys import SIGNING_KEY
 from gateway.io.runtime import Gateway
+from mirror.coverage import Coverage, Stream
 from tests.gateway.boxes import FaultyStore
+from tests.gateway.journals import STREAM, TIMELINE, doubles
+from tests.live.servers import Mosquitto, until
+from tests.live.subscriber import Subscriber
+from tests.mirror.batches import table
 
 WAIT_S = 20.0
 
@@ -33,6 +42,12 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Bucket:
     bucket = Bucket()
     monkeypatch.setattr(runtime, "open_store", lambda config: bucket)
     return bucket
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
+    with Mosquitto(tmp_path / "broker") as server:
+        yield server
 
 
 def config(folder: Path, *, broker: int = 0, bucket: bool = True, more: str = "") -> Config:
@@ -102,6 +117,89 @@ class Running:
         assert self.gateway.http is not None
         return httpx.get(f"http://127.0.0.1:{self.gateway.http.port}{path}", trust_env=False)
 
+    def problem(self, part: str) -> Any:
+        """Return the problem of a part that `/readyz` names; None if it names none."""
+        return next((p for p in self.get("/readyz").json()["problems"] if p["part"] == part), None)
+
+    def state(self) -> str:
+        assert self.gateway.pusher is not None
+        return self.gateway.pusher.status.state
+
+    def receive(self) -> None:
+        """Journal a chunk, as the sampler would, and wait until it is durable."""
+        self._step += 1
+        step = self._step * 10
+
+        def keep(journal: Any) -> None:
+            journal.add_tags(table(6).tags)
+            journal.save_stream(Stream(STREAM, "urn:x"))
+
+        def store(journal: Any) -> None:
+            journal.append(STREAM, TIMELINE, step, step + 10, "a", doubles(self._step))
+            journal.extend(Coverage(STREAM, TIMELINE, step, step + 10, "a"))
+
+        self.gateway.ingest.call(keep).result(WAIT_S)
+        self.gateway.ingest.call(store).result(WAIT_S)
+
+
+def events(capsys: pytest.CaptureFixture[str], name: str) -> list[dict[str, Any]]:
+    """Return the events of a name that were logged since the last call."""
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    return [line for line in lines if line["event"] == name]
+
+
+def test_who_is_fenced_leaves_the_broker_to_the_other_and_goes_on_journaling(
+    tmp_path: Path, bucket: Bucket, mosquitto: Mosquitto
+) -> None:
+    with Running(config(tmp_path / "one", broker=mosquitto.port)) as one:
+        until(lambda: one.state() == "leading", "one leads")
+        (tmp_path / "two").mkdir()
+        shutil.copy(tmp_path / "one" / SIGNING_KEY, tmp_path / "two")
+        with (
+            Running(config(tmp_path / "two", broker=mosquitto.port)) as two,
+            Subscriber(mosquitto.port) as subscriber,
+        ):
+            until(lambda: two.state() == "leading", "two leads")
+            one.receive()
+            until(lambda: one.state() == "fenced", "one fenced")
+            publisher, other = one.gateway.publisher, two.gateway.publisher
+            assert publisher is not None and other is not None
+            until(lambda: "another gateway" in publisher.status().last_error, "one leaves the broker")
+            until(lambda: not publisher.status().connected, "one has left the broker")
+            until(lambda: other.status().connected, "two is at the broker")
+            connects = publisher.status().connects, other.status().connects
+            subscriber.on("_gateway/g/role", b'{"role":"PRIMARY","epoch":%d}' % two.gateway.epoch)
+            told = one.get("/readyz")
+            value = told.json()
+            assert told.status_code == 503
+            assert (value["role"], value["epoch"]) == ("STANDBY", one.gateway.epoch)
+            problem = one.problem("role")
+            assert problem["blocks"]
+            assert "epoch 2 of 'a'" in problem["text"] and "edgemirror status" in problem["text"]
+            assert 'edgemirror_role{role="STANDBY"} 1.0' in one.get("/metrics").text
+            before = one.gateway.journal.committed
+            one.receive()
+            assert one.gateway.journal.committed == before + 1
+            publisher.offer(doubles(1))
+            assert (publisher.status().connects, other.status().connects) == connects
+            assert other.status().connected
+            assert subscriber.latest()["uns/v1/e/s/_gateway/g/online"] == b"online"
+
+
+def test_a_log_that_knows_a_higher_epoch_raises_the_one_that_role_tells(
+    tmp_path: Path, bucket: Bucket, mosquitto: Mosquitto
+) -> None:
+    for _ in range(3):
+        with Running(config(tmp_path / "one")) as one:
+            until(lambda: one.state() == "leading", "it leads")
+    (tmp_path / "two").mkdir()
+    shutil.copy(tmp_path / "one" / SIGNING_KEY, tmp_path / "two")  # the journal is lost, the key is not
+    with Subscriber(mosquitto.port) as subscriber, Running(config(tmp_path / "two", broker=mosquitto.port)) as two:
+        until(lambda: two.state() == "leading", "it leads again")
+        assert two.gateway.epoch == 4
+        subscriber.on("_gateway/g/role", b'{"role":"PRIMARY","epoch":4}')
+        subscriber.wait(lambda h: h.topic.endswith("_gateway/g/health") and h.value["epoch"] == 4)
+
 
 def test_a_task_that_takes_the_first_cancellation_for_its_own_does_not_hold_the_end_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -121,3 +219,18 @@ def test_a_task_that_takes_the_first_cancellation_for_its_own_does_not_hold_the_
     with running:
         pass
     assert cancelled == 2
+
+
+def test_livez_turns_when_any_worker_thread_has_ended(tmp_path: Path, bucket: Bucket, mosquitto: Mosquitto) -> None:
+    with Running(config(tmp_path / "one", broker=mosquitto.port)) as one:
+        gateway = one.gateway
+        assert gateway.pusher is not None and gateway.publisher is not None
+        assert one.get("/livez").status_code == 200
+        gateway.publisher.stop()
+        assert one.get("/livez").status_code == 503
+        assert "thread mqtt has ended" in one.problem("process")["text"]
+    with Running(config(tmp_path / "two")) as two:
+        assert two.gateway.pusher is not None
+        assert two.get("/livez").status_code == 200
+        two.gateway.pusher.stop()
+        assert two.get("/livez").status_code == 503
