@@ -35,6 +35,7 @@ EVENTS = {
     "journal.stalled": "the disk refuses; nothing more is asked of the servers",
     "journal.recovered": "the disk takes data again",
     "journal.trimmed": "old chunks that the cloud has were deleted",
+    "journal.trim_failed": "old chunks could not be deleted; tried again later",
     "ingest.failed": "the ingest thread ended because of an error",
     "push.pushed": "a segment is in the bucket, read back where in doubt",
     "push.failed": "the store did not answer as hoped; tried again later",

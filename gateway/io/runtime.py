@@ -104,6 +104,7 @@ class Gateway:
         self._loop = asyncio.get_running_loop()
         self.ingest.start()
         tasks: list[asyncio.Task[None]] = []
+        failed: Exception | None = None
         try:
             await asyncio.wrap_future(self.ingest.call(lambda j: j.save_epoch(self.epoch, self.incarnation)))
             if self.publisher is not None:
@@ -122,13 +123,18 @@ class Gateway:
             stopping.cancel()
             for task in done - {stopping}:
                 task.result()
+        except Exception as error:
+            failed = error
+            log("gateway.failed", error=str(error) or repr(error), hint=getattr(error, "hint", ""))
+            raise
         finally:
             self.stopping = True
             await _end(tasks)
             if self.http is not None:
                 await self.http.stop()
             await asyncio.to_thread(self._close)
-            log("gateway.stopped", replica=self.config.replica.name)
+            if failed is None:
+                log("gateway.stopped", replica=self.config.replica.name)
 
     def _close(self) -> None:
         if self.pusher is not None:
@@ -196,10 +202,18 @@ class Gateway:
     async def _trim(self) -> None:
         """Delete what the cloud has and nobody needs here any more, a little at a time."""
         keep_s = self.config.journal.keep_days * 86_400
+        failure = ""
         while True:
             await asyncio.sleep(TRIM_S)
-            promise = await asyncio.to_thread(self._promise)
-            trimmed = await asyncio.wrap_future(self.ingest.call(partial(_trim, promise, keep_s)))
+            try:
+                promise = await asyncio.to_thread(self._promise)
+                trimmed = await asyncio.wrap_future(self.ingest.call(partial(_trim, promise, keep_s)))
+            except Exception as error:  # the top of this task: the mirror goes on, and this is tried again
+                before, failure = failure, str(error) or repr(error)
+                if failure != before:
+                    log("journal.trim_failed", error=failure)
+                continue
+            failure = ""
             if trimmed:
                 log("journal.trimmed", chunks=trimmed)
 

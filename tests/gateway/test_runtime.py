@@ -19,8 +19,10 @@ from demo.servers import free_ports
 from gateway.config import Config, parse
 from gateway.io import runtime
 from gateway.io.keys import SIGNING_KEY
+from gateway.io.reader import JournalReader
 from gateway.io.runtime import Gateway
-from mirror.coverage import Coverage, Stream
+from mirror.coverage import Coverage, Promise, Stream
+from mirror.errors import Unavailable
 from tests.gateway.boxes import FaultyStore
 from tests.gateway.journals import STREAM, TIMELINE, doubles
 from tests.live.servers import Mosquitto, until
@@ -142,10 +144,10 @@ class Running:
         self.gateway.ingest.call(store).result(WAIT_S)
 
 
-def events(capsys: pytest.CaptureFixture[str], name: str) -> list[dict[str, Any]]:
-    """Return the events of a name that were logged since the last call."""
+def events(capsys: pytest.CaptureFixture[str], *names: str) -> list[dict[str, Any]]:
+    """Return the events of these names that were logged since the last call."""
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
-    return [line for line in lines if line["event"] == name]
+    return [line for line in lines if line["event"] in names]
 
 
 def test_who_is_fenced_leaves_the_broker_to_the_other_and_goes_on_journaling(
@@ -219,6 +221,47 @@ def test_a_task_that_takes_the_first_cancellation_for_its_own_does_not_hold_the_
     with running:
         pass
     assert cancelled == 2
+
+
+def test_a_failure_to_trim_is_told_once_and_tried_again(
+    tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left, inner = 3, Gateway._promise
+
+    def away_at_first(gateway: Gateway) -> Promise:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise Unavailable("the time is up")
+        return inner(gateway)
+
+    monkeypatch.setattr(runtime, "TRIM_S", 0.05)
+    monkeypatch.setattr(Gateway, "_promise", away_at_first)
+    with Running(config(tmp_path / "one", more="[journal]\nkeep_days = 0")) as one:
+        one.receive()
+        reader = JournalReader.open(one.gateway.path)
+        until(lambda: not reader.chunks_since(0), "what the bucket has is trimmed")
+        reader.close()
+    assert one.error is None
+    told = events(capsys, "journal.trim_failed", "journal.trimmed", "gateway.stopped")
+    assert [(event["event"], event.get("error")) for event in told] == [
+        ("journal.trim_failed", "the time is up"), ("journal.trimmed", None), ("gateway.stopped", None),
+    ]  # fmt: skip
+
+
+def test_an_error_that_ends_the_gateway_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def broken() -> None:
+        raise AssertionError("our own state is wrong")
+
+    running = Running(config(tmp_path / "one", bucket=False))
+    monkeypatch.setattr(running.gateway.sources[0], "run", broken)
+    with running:
+        pass
+    assert isinstance(running.error, AssertionError)
+    [told] = events(capsys, "gateway.failed", "gateway.stopped")
+    assert (told["event"], told["error"]) == ("gateway.failed", "our own state is wrong")
 
 
 def test_livez_turns_when_any_worker_thread_has_ended(tmp_path: Path, bucket: Bucket, mosquitto: Mosquitto) -> None:
