@@ -1,11 +1,13 @@
 """Events for people and machines: one line per change of state, past tense, a closed list of names.
 
 `log("gap.opened", stream=..., reason=...)` writes one JSON line to standard error. Names and keys are
-listed in docs/operations.md; a name that is not in EVENTS is a bug and raises.
+listed in docs/operations.md; a name that is not in EVENTS is a bug and raises. Where nobody takes the line
+(the reader of a pipe has gone, a disk is full, the file is closed) it is lost and nothing else is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from datetime import UTC, datetime
@@ -63,5 +65,5 @@ def log(event: str, **facts: Any) -> None:
     """
     assert event in EVENTS, f"{event} is not a known event"
     line = msgspec.json.encode({**facts, "event": event, "time": datetime.now(UTC)}, enc_hook=str).decode()
-    with _lock:
+    with _lock, contextlib.suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)
