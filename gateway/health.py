@@ -15,6 +15,8 @@ from typing import Any
 
 LOOP_LAG_S_MAX = 5.0
 CLOCK_OFFSET_S_MAX = 1.0
+LAG_INTERVALS = 2  # push intervals that a sample may wait
+LAG_FREE_S = 30.0  # and so much longer, for answers that are slow
 
 
 @dataclass(slots=True)
@@ -68,6 +70,8 @@ class SyncFigures:
     """The road to the bucket.
 
     Attributes:
+        state: Of `gateway.io.push.Status`.
+        state_s: Seconds that it has been in this state.
         error: Why nothing is pushed at the moment; empty while pushing works.
         lag_s: Age of the oldest sample that is not in the cloud; 0 where there is none.
         segments: Segments pushed since the start.
@@ -75,8 +79,12 @@ class SyncFigures:
         received_bytes: Bytes read back since the start.
         errors: Requests that failed since the start.
         interval_s: Present push interval.
+        interval_s_max: The longest that is configured.
+        seq: Newest segment of the log; None where none is known.
     """
 
+    state: str = "leading"
+    state_s: float = 0.0
     error: str = ""
     lag_s: float = 0.0
     segments: int = 0
@@ -84,6 +92,24 @@ class SyncFigures:
     received_bytes: int = 0
     errors: int = 0
     interval_s: float = 0.0
+    interval_s_max: float = 60.0
+    seq: int | None = None
+
+    @property
+    def lag_s_max(self) -> float:
+        """The lag from which something must be wrong: a segment may wait an interval, and be tried again."""
+        return LAG_INTERVALS * self.interval_s_max + LAG_FREE_S
+
+    @property
+    def trouble(self) -> str:
+        """Why the bucket does not get what it should; empty while it does."""
+        if self.error:
+            return self.error
+        if self.state in ("starting", "following"):
+            return f"{self.state} for {self.state_s:.0f} s: the bucket has taken nothing yet"
+        if self.lag_s > self.lag_s_max:
+            return f"the bucket lacks samples that are {self.lag_s:.0f} s old; {self.lag_s_max:.0f} s are allowed"
+        return ""
 
 
 @dataclass(slots=True)
@@ -197,8 +223,8 @@ def _problems(f: Figures) -> Iterator[Problem]:
             yield Problem(f"source {s.name}", f"{s.state} for {s.since_s:.0f} s{why}", True)
     if f.role_reason:
         yield Problem("role", f"{f.role}: {f.role_reason}", True)
-    elif f.sync is not None and f.sync.error:
-        yield Problem("sync", f.sync.error, True)
+    elif f.sync is not None and f.sync.trouble:
+        yield Problem("sync", f.sync.trouble, True)
     if f.mqtt is not None and not f.mqtt.connected:
         yield Problem("mqtt", f.mqtt.last_error or "not connected", False)
     if f.mqtt is not None and f.mqtt.refusal:
@@ -251,6 +277,15 @@ def document(f: Figures) -> dict[str, Any]:
         "problems": [{"part": p.part, "text": p.text, "blocks": p.blocks} for p in problems(f)],
         "sources": {s.name: s.state for s in f.sources}, "backlog_samples": f.journal.backlog_samples,
         "sync_lag_s": round(f.sync.lag_s, 1) if f.sync else None, "gaps_open": f.gaps_open,
+    }  # fmt: skip
+
+
+def sync_document(f: Figures) -> dict[str, Any]:
+    """Return how far the bucket is as one JSON object, for the MQTT topic `sync`; call only where there is one."""
+    assert f.sync is not None
+    return {
+        "lag_s": round(f.sync.lag_s, 1), "backlog_samples": f.journal.backlog_samples, "seq": f.sync.seq,
+        "epoch": f.epoch,
     }  # fmt: skip
 
 
@@ -367,7 +402,7 @@ def _stores(f: Figures) -> Iterator[_Sample]:
     yield "store_commit_seconds", {}, j.commit_s
     yield "backlog_samples", {}, j.backlog_samples
     if f.sync is not None:
-        yield "sync_ok", {}, int(not f.sync.error)
+        yield "sync_ok", {}, int(not f.sync.trouble)
         yield "sync_lag_seconds", {"shard": f.group}, f.sync.lag_s
         yield "sync_interval_seconds", {}, f.sync.interval_s
         yield "sync_segments_total", {}, f.sync.segments

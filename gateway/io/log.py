@@ -20,6 +20,7 @@ EVENTS = {
     "gateway.started": "the process runs",
     "gateway.stopped": "the process ends in order",
     "gateway.failed": "the process ends because of an error",
+    "health.changed": "the gateway is ready, or what keeps it from being so has changed",
     "source.connected": "a session exists",
     "source.lost": "the session or connection broke",
     "source.refused": "the server cannot be reached or refuses; tried again later",

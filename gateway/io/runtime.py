@@ -91,6 +91,8 @@ class Gateway:
         self.publisher = self._publisher() if config.mqtt.url else None
         self.pusher = self._pusher() if config.sync.bucket else None
         self.fenced: MirrorError | None = None  # why another gateway acts
+        self.push_since = time.monotonic()  # since when pushing has been in its present state
+        self._push_state = ""
         self.stopping = False
         self.survey = Survey(self)
         self.http = HttpServer(config.http.listen, self.survey.figures) if config.http.listen else None
@@ -273,6 +275,8 @@ class Gateway:
         Who is fenced leaves the broker as well: both would take the one client id from each other for ever,
         and what this one says bears an epoch that is over. It goes on journaling.
         """
+        if status.state != self._push_state:
+            self._push_state, self.push_since = status.state, time.monotonic()
         if status.state == "fenced":
             if self.fenced is None:
                 self.fenced = status.error

@@ -27,8 +27,10 @@ from gateway.health import (
     document,
     is_ready,
     problems,
+    sync_document,
 )
 from gateway.io.clock import clock
+from gateway.io.log import log
 from gateway.io.reader import JournalReader
 from gateway.io.source import SourceRunner
 from mirror.errors import MirrorError
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from gateway.io.runtime import Gateway
 
 LOOK_S = 2.0
+SYNC_TOLD_S = 5.0
+PROBLEMS_TOLD = 5
 BEAT_S = 0.5
 OFFLINE_S = 30.0
 QUALITY = ("good", "uncertain", "bad", "bad")  # by the two highest bits of a StatusCode
@@ -61,6 +65,8 @@ class Survey:
         self._beat = time.monotonic()
         self._lag_s = 0.0
         self._told: object = None
+        self._logged: object = None
+        self._sync_told = -SYNC_TOLD_S
         self._version = _version()
 
     async def run(self) -> None:
@@ -76,15 +82,24 @@ class Survey:
             beat.cancel()
 
     def _tell(self) -> None:
-        """Publish how the gateway is, when that has changed."""
+        """Log and publish how the gateway is, when that has changed."""
+        figures = self.figures()
+        found, ready = problems(figures), is_ready(figures)
+        blocking = [problem for problem in found if problem.blocks]
+        if (logged := [problem.part for problem in blocking]) != self._logged:
+            self._logged = logged
+            log("health.changed", ready=ready, problems=[f"{p.part}: {p.text}" for p in blocking[:PROBLEMS_TOLD]])
         publisher = self._gateway.publisher
         if publisher is None:
             return
-        figures = self.figures()
-        summary = (is_ready(figures), figures.epoch, [problem.part for problem in problems(figures)])
-        if summary != self._told:
-            self._told = summary
+        told = (ready, figures.epoch, [problem.part for problem in found])
+        if told != self._told:
+            self._told = told
             publisher.tell("health", msgspec.json.encode(document(figures)))
+        now = time.monotonic()
+        if figures.sync is not None and now >= self._sync_told + SYNC_TOLD_S:
+            self._sync_told = now
+            publisher.tell("sync", msgspec.json.encode(sync_document(figures)))
 
     async def _pulse(self) -> None:
         while True:
@@ -157,8 +172,10 @@ class Survey:
             return None
         status, since = pusher.status, self._looked.backlog_since
         return SyncFigures(
-            error=with_hint(status.error), lag_s=0.0 if since is None else max(0.0, time.time() - since),
-            segments=status.segments, sent_bytes=status.size_bytes, interval_s=status.interval_s,
+            state=status.state, state_s=time.monotonic() - self._gateway.push_since, error=with_hint(status.error),
+            lag_s=0.0 if since is None else max(0.0, time.time() - since), segments=status.segments,
+            sent_bytes=status.size_bytes, interval_s=status.interval_s,
+            interval_s_max=self._gateway.config.sync.interval_s.max, seq=status.seq - 1 if status.seq else None,
         )  # fmt: skip
 
     def _mqtt(self) -> MqttFigures | None:

@@ -23,6 +23,7 @@ from gateway.health import (
     is_ready,
     problems,
     service_level,
+    sync_document,
 )
 
 
@@ -54,6 +55,9 @@ def test_a_healthy_gateway_has_no_problems() -> None:
         ({"journal": JournalFigures(error="disk full")}, "journal", "disk full"),
         ({"journal": JournalFigures(size_bytes=9, size_bytes_max=9)}, "journal", "9 are allowed"),
         ({"sync": SyncFigures(error="refused")}, "sync", "refused"),
+        ({"sync": SyncFigures(state="starting", state_s=4)}, "sync", "starting for 4 s: the bucket has taken nothing"),
+        ({"sync": SyncFigures(state="following")}, "sync", "the bucket has taken nothing"),
+        ({"sync": SyncFigures(lag_s=33, interval_s_max=1)}, "sync", "33 s old; 32 s are allowed"),
         ({"role": "STANDBY", "role_reason": "fenced", "sync": SyncFigures(error="fenced")}, "role", "STANDBY: fenced"),
         ({"threads": {"journal": False}}, "process", "journal has ended"),
         ({"loop_lag_s": 7.0}, "process", "7 s late"),
@@ -81,6 +85,24 @@ def test_a_problem_that_loses_nothing_is_told_and_does_not_block(changes: Any, p
     f = healthy(**changes)
     assert is_ready(f)
     assert [p.part for p in problems(f)] == [part]
+
+
+def test_a_lag_is_a_problem_only_beyond_what_the_push_interval_explains() -> None:
+    assert is_ready(healthy(sync=SyncFigures(lag_s=149, interval_s_max=60)))
+    assert not is_ready(healthy(sync=SyncFigures(lag_s=151, interval_s_max=60)))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"error": "refused"}, {"state": "starting"}, {"lag_s": 1e3}, {"lag_s": 99.0, "interval_s_max": 1.0}]
+)
+def test_the_metric_of_pushing_says_what_readiness_says(changes: Any) -> None:
+    assert value(healthy(), "sync_ok") == 1
+    assert value(healthy(sync=SyncFigures(**changes)), "sync_ok") == 0
+
+
+def test_the_topic_sync_says_how_far_the_bucket_is() -> None:
+    f = healthy(sync=SyncFigures(lag_s=1.26, seq=811), journal=JournalFigures(backlog_samples=12))
+    assert sync_document(f) == {"lag_s": 1.3, "backlog_samples": 12, "seq": 811, "epoch": 41}
 
 
 def test_parts_that_are_not_configured_are_no_problem() -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -262,6 +263,49 @@ def test_an_error_that_ends_the_gateway_is_told(
     assert isinstance(running.error, AssertionError)
     [told] = events(capsys, "gateway.failed", "gateway.stopped")
     assert (told["event"], told["error"]) == ("gateway.failed", "our own state is wrong")
+
+
+def test_a_bucket_that_accepts_and_never_answers_makes_the_gateway_unready_and_is_told(
+    tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gateway.io.survey.LOOK_S", 0.05)
+    answers, told = threading.Event(), []
+
+    def silent(point: str, key: str) -> None:
+        answers.wait(WAIT_S)
+
+    def seen() -> bool:
+        told.extend(events(capsys, "health.changed"))
+        return any("sync: starting" in text for event in told for text in event["problems"])
+
+    bucket.fault = silent
+    with Running(config(tmp_path / "one")) as one:
+        assert "starting" in one.problem("sync")["text"]
+        assert "edgemirror_sync_ok 0.0" in one.get("/metrics").text
+        until(seen, "the silence told")
+        answers.set()
+        until(lambda: one.problem("sync") is None, "the bucket as it should be")
+        assert one.state() == "leading"
+
+
+def test_the_topic_sync_tells_how_far_the_bucket_is(
+    tmp_path: Path, bucket: Bucket, mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.io.survey.LOOK_S", 0.05)
+    monkeypatch.setattr("gateway.io.survey.SYNC_TOLD_S", 0.2)
+    with (
+        Subscriber(mosquitto.port) as subscriber,
+        Running(config(tmp_path / "one", broker=mosquitto.port)) as one,
+    ):
+        until(lambda: one.state() == "leading", "it leads")
+        began = time.monotonic()
+        one.receive()
+        done = {"lag_s": 0.0, "backlog_samples": 0, "seq": 1, "epoch": 1}
+        subscriber.wait(lambda h: h.topic == "uns/v1/e/s/_gateway/g/sync" and h.value == done)
+        told = [h for h in subscriber.heard if h.topic.endswith("/sync")]
+        assert len(told) <= 3 + (time.monotonic() - began) / 0.2
+    with Subscriber(mosquitto.port) as later:
+        assert later.on("_gateway/g/sync")[0].retain
 
 
 def test_livez_turns_when_any_worker_thread_has_ended(tmp_path: Path, bucket: Bucket, mosquitto: Mosquitto) -> None:
