@@ -75,8 +75,8 @@ class SyncFigures:
         error: Why nothing is pushed at the moment; empty while pushing works.
         lag_s: Age of the oldest sample that is not in the cloud; 0 where there is none.
         segments: Segments pushed since the start.
-        sent_bytes: Bytes of segments pushed since the start.
-        received_bytes: Bytes read back since the start.
+        sent_bytes: Bytes of objects sent since the start.
+        received_bytes: Bytes of objects read since the start.
         errors: Requests that failed since the start.
         interval_s: Present push interval.
         interval_s_max: The longest that is configured.
@@ -152,7 +152,7 @@ class Figures:
         gaps_open: Gaps that may still be closed.
         gaps: Gaps since the journal began, by reason.
         recovered_samples: Samples that came late by Republish or from the server's history.
-        sample_gap_s_max: Longest time between two messages of one stream, in the last minute.
+        sample_gap_s_max: Longest time between two responses of one stream that ended in the last minute or goes on.
         clock_offset_s: The kernel's estimate of this box's clock error; None where it has none.
         verify_age_s: Seconds since the last verification that found nothing wrong; None before the first.
         certificates: Seconds until each certificate expires, by name.
@@ -305,7 +305,7 @@ METRICS = {
     "opcua_reconnects_total": ("counter", "Sessions made anew after the first."),
     "opcua_overflow_total": ("counter", "Samples that the server marked as following lost ones."),
     "samples_total": ("counter", "Samples received, by quality."),
-    "sample_gap_seconds_max": ("gauge", "Longest time between two messages of one stream in the last minute."),
+    "sample_gap_seconds_max": ("gauge", "Longest silence of one stream that ended in the last minute or goes on."),
     "recovered_total": ("counter", "Samples that came late, by Republish or from the server's history."),
     "tags": ("gauge", "Tags by the quality of their current value."),
     "gaps_open": ("gauge", "Gaps that may still be closed."),
@@ -319,7 +319,7 @@ METRICS = {
     "sync_lag_seconds": ("gauge", "Age of the oldest sample that is not in the cloud."),
     "sync_interval_seconds": ("gauge", "Present push interval."),
     "sync_segments_total": ("counter", "Segments pushed since the start."),
-    "sync_bytes_total": ("counter", "Bytes exchanged with the bucket since the start."),
+    "sync_bytes_total": ("counter", "Bytes of objects exchanged with the bucket since the start."),
     "sync_errors_total": ("counter", "Requests to the bucket that failed since the start."),
     "mqtt_connected": ("gauge", "1 while the broker accepts messages."),
     "mqtt_inflight": ("gauge", "Messages that the broker has not acknowledged."),
@@ -332,8 +332,8 @@ METRICS = {
     "mqtt_history_refused_total": ("counter", "Back-filled samples not published because too many waited."),
     "mqtt_failures_total": ("counter", "Rounds given up because of an error in the program."),
     "clock_offset_seconds": ("gauge", "The kernel's estimate of this box's clock error."),
-    "verify_last_ok_seconds": ("gauge", "Seconds since the last verification that found nothing wrong."),
-    "cert_expiry_seconds": ("gauge", "Seconds until the certificate expires."),
+    "verify_last_ok_seconds": ("gauge", "Seconds since `edgemirror verify` last found nothing wrong, on this box."),
+    "cert_expiry_seconds": ("gauge", "Seconds until the first certificate of a configured file expires."),
 }
 
 _Sample = tuple[str, dict[str, str], float]

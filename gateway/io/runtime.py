@@ -40,6 +40,7 @@ from gateway.io.reader import JournalReader
 from gateway.io.sealing import Surroundings
 from gateway.io.source import SourceRunner
 from gateway.io.survey import Survey
+from gateway.io.traffic import Counted, Traffic
 from gateway.sync import Policy
 from mirror.batch import Batch
 from mirror.coverage import Promise
@@ -89,6 +90,7 @@ class Gateway:
         ]  # fmt: skip
         self._of_stream: dict[str, SourceRunner] = {}
         self.publisher = self._publisher() if config.mqtt.url else None
+        self.traffic = Traffic()
         self.pusher = self._pusher() if config.sync.bucket else None
         self.fenced: MirrorError | None = None  # why another gateway acts
         self.push_since = time.monotonic()  # since when pushing has been in its present state
@@ -252,9 +254,10 @@ class Gateway:
             config.sync.segment_rows, config.sync.segment_mib << 20, config.sync.interval_s.min,
             config.sync.interval_s.max, config.sync.requests_per_day,
         )  # fmt: skip
+        layout = log_layout(config)
         return Pusher(
-            store.dialects(), partial(JournalReader.open, self.path), self.ingest,
-            layout=log_layout(config),
+            [Counted(dialect, self.traffic, layout.probe) for dialect in store.dialects()],
+            partial(JournalReader.open, self.path), self.ingest, layout=layout,
             replica=config.replica.name, key=signing_key(data_dir), policy=policy, epoch=self.epoch,
             incarnation=self.incarnation, on_status=self._pushing, together=together,
             surroundings=self._surroundings,

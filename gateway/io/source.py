@@ -34,6 +34,7 @@ from gateway.io.models import Model, Models
 from gateway.io.opcua import Connection
 from gateway.io.reader import JournalReader
 from gateway.io.sessions import Gone, Held, Saved, Sessions, same_run
+from gateway.pace import Pace
 from gateway.plan import Plan
 from gateway.sampler import Effect
 from gateway.server import MonitoredItem, Refused, ServerFacts
@@ -116,6 +117,7 @@ class SourceRunner:
         self.streams: dict[str, Plan] = {}
         self.retiring: dict[str, int] = {}  # former streams still subscribed, and responses to wait for
         self.handles: set[int] = set()
+        self.pace = Pace()
         self._ingest = ingest
         self._journal_path = journal_path
         self._password = password
@@ -436,6 +438,7 @@ class SourceRunner:
             return  # not ours (yet): neither stored nor acknowledged
         self._acks.available(message.subscription, message.available)
         self._heard[stream] = self.status.last_message = time.monotonic()
+        self.pace.heard(stream, self.status.last_message)
         self._mute.discard(stream)
         if message.status_change is not None:
             raise Gone(f"the server ended the subscription: {status_name(message.status_change)}", {stream})

@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from gateway.config import Config
 from gateway.health import (
     Figures,
     JournalFigures,
@@ -29,11 +31,13 @@ from gateway.health import (
     problems,
     sync_document,
 )
+from gateway.io import verified
 from gateway.io.clock import clock
 from gateway.io.log import log
 from gateway.io.reader import JournalReader
 from gateway.io.source import SourceRunner
-from mirror.errors import MirrorError
+from gateway.io.trust import expires_at
+from mirror.errors import ConfigError, MirrorError
 
 if TYPE_CHECKING:
     from gateway.io.runtime import Gateway
@@ -54,6 +58,8 @@ class _Looked:
     gaps: dict[str, int] = field(default_factory=dict)
     backlog_samples: int = 0
     backlog_since: float | None = None
+    verified_at: float | None = None
+    certificates: dict[str, float] = field(default_factory=dict)  # when each expires
 
 
 class Survey:
@@ -75,7 +81,7 @@ class Survey:
         try:
             while True:
                 with contextlib.suppress(MirrorError):
-                    self._looked = await asyncio.to_thread(_look, self._gateway.path)
+                    self._looked = await asyncio.to_thread(_look, self._gateway.path, self._gateway.config)
                 self._tell()
                 await asyncio.sleep(LOOK_S)
         finally:
@@ -122,7 +128,11 @@ class Survey:
             uptime_s=time.time() - gateway.started, stopping=gateway.stopping, loop_lag_s=max(0.0, self._lag_s),
             threads=threads, sources=[self._source(s) for s in gateway.sources], tags=self._tags(),
             journal=self._journal(), sync=self._sync(), mqtt=self._mqtt(), gaps_open=looked.gaps_open,
-            gaps=looked.gaps, recovered_samples=counters.recovered_rows, clock_offset_s=_clock_offset_s(),
+            gaps=looked.gaps, recovered_samples=counters.recovered_rows,
+            sample_gap_s_max=max((s.pace.longest_s(s.streams, time.monotonic()) for s in gateway.sources), default=0.0),
+            clock_offset_s=_clock_offset_s(),
+            verify_age_s=None if looked.verified_at is None else max(0.0, time.time() - looked.verified_at),
+            certificates={name: expires_at - time.time() for name, expires_at in looked.certificates.items()},
         )  # fmt: skip
 
     def _source(self, source: SourceRunner) -> SourceFigures:
@@ -170,11 +180,12 @@ class Survey:
         pusher = self._gateway.pusher
         if pusher is None:
             return None
-        status, since = pusher.status, self._looked.backlog_since
+        status, since, traffic = pusher.status, self._looked.backlog_since, self._gateway.traffic
         return SyncFigures(
             state=status.state, state_s=time.monotonic() - self._gateway.push_since, error=with_hint(status.error),
             lag_s=0.0 if since is None else max(0.0, time.time() - since), segments=status.segments,
-            sent_bytes=status.size_bytes, interval_s=status.interval_s,
+            sent_bytes=traffic.sent_bytes, received_bytes=traffic.received_bytes, errors=traffic.errors,
+            interval_s=status.interval_s,
             interval_s_max=self._gateway.config.sync.interval_s.max, seq=status.seq - 1 if status.seq else None,
         )  # fmt: skip
 
@@ -187,17 +198,37 @@ class Survey:
         return MqttFigures(**{name: getattr(status, name) for name in names})
 
 
-def _look(path: Path) -> _Looked:
+def _look(path: Path, config: Config) -> _Looked:
     reader = JournalReader.open(path)
     try:
         gaps = reader.gaps()
         backlog = reader.backlog(reader.promise())
     finally:
         reader.close()
+    proved = verified.last(path.parent, verified.log_name(config))
     return _Looked(
         sum(g.closed_by is None for g in gaps), dict(Counter(str(g.reason) for g in gaps)), backlog.rows,
-        backlog.oldest_s,
+        backlog.oldest_s, None if proved is None else proved.at, _certificates(config),
     )  # fmt: skip
+
+
+def _certificates(config: Config) -> dict[str, float]:
+    """Return when the certificates that the configuration names expire; one that cannot be read is left out."""
+    files = {f"source {source.name}": source.certificate_file for source in config.source}
+    files |= {"mqtt ca": config.mqtt.ca_file, "sync ca": config.sync.ca_file}
+    found: dict[str, float] = {}
+    for name, file in files.items():
+        if file:
+            with contextlib.suppress(ConfigError, OSError):
+                found[name] = _expires_at(file, Path(file).stat().st_mtime_ns)
+    return found
+
+
+@lru_cache
+def _expires_at(file: str, changed_ns: int) -> float:
+    """Read a file again only when it has changed."""
+    del changed_ns
+    return expires_at(file)
 
 
 def with_hint(error: MirrorError | None) -> str:

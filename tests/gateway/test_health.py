@@ -147,6 +147,25 @@ def full() -> Figures:
     )  # fmt: skip
 
 
+def otherwise() -> Figures:
+    """Return figures of which everything that is a metric differs from `full()`."""
+    source = SourceFigures("p7", "stale", silent_s=9.0, reconnects=3, overflows=4, samples={"good": 6, "bad": 2})
+    sync = SyncFigures(
+        error="refused", lag_s=7, segments=3, sent_bytes=5, received_bytes=6, errors=7, interval_s=2.0
+    )  # fmt: skip
+    mqtt = MqttFigures(
+        connected=False, inflight=1, pending_rows=2, published=3, acknowledged=4, refused=5, connects=6, taken_over=7,
+        history_refused_rows=8, failures=9,
+    )  # fmt: skip
+    journal = JournalFigures(error="full", size_bytes=1, commits=2, backlog_samples=3, commit_s=0.5)
+    return Figures(
+        "2.0", "press-shop", "a", role="STANDBY", epoch=42, uptime_s=1, loop_lag_s=0.5, sources=[source],
+        tags={"good": 61}, journal=journal, sync=sync, mqtt=mqtt, gaps_open=1, gaps={"overflow": 5},
+        recovered_samples=10, sample_gap_s_max=3.0, clock_offset_s=0.002, verify_age_s=61.0,
+        certificates={"own": 86399.0}, threads={"journal": True},
+    )  # fmt: skip
+
+
 def families(f: Figures) -> dict[str, Any]:
     return {m.name: m for m in text_string_to_metric_families(exposition(f))}
 
@@ -168,6 +187,12 @@ def test_every_metric_is_exposed_with_its_kind_and_help() -> None:
         family = found[f"edgemirror_{name}".removesuffix("_total") if kind == "counter" else f"edgemirror_{name}"]
         assert family.documentation == text
         assert family.type == kind
+
+
+def test_every_metric_moves_with_the_figures() -> None:
+    before, after = families(full()), families(otherwise())
+    assert before.keys() == after.keys()
+    assert [name for name, family in before.items() if family.samples == after[name].samples] == []
 
 
 def test_figures_arrive_under_their_names_and_labels() -> None:

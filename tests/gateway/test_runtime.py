@@ -9,6 +9,8 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,15 +19,18 @@ import httpx
 import pytest
 
 from demo.servers import free_ports
+from gateway.__main__ import main
 from gateway.config import Config, parse
 from gateway.io import runtime
 from gateway.io.keys import SIGNING_KEY
 from gateway.io.reader import JournalReader
 from gateway.io.runtime import Gateway
+from gateway.io.verified import FILE
 from mirror.coverage import Coverage, Promise, Stream
 from mirror.errors import Unavailable
 from tests.gateway.boxes import FaultyStore
 from tests.gateway.journals import STREAM, TIMELINE, doubles
+from tests.gateway.opcua_server import make_certificate
 from tests.live.servers import Mosquitto, until
 from tests.live.subscriber import Subscriber
 from tests.mirror.batches import table
@@ -53,7 +58,11 @@ def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
         yield server
 
 
-def config(folder: Path, *, broker: int = 0, bucket: bool = True, more: str = "") -> Config:
+def config(folder: Path, **how: Any) -> Config:
+    return parse(text(folder, **how))
+
+
+def text(folder: Path, *, broker: int = 0, bucket: bool = True, source: str = "", more: str = "") -> str:
     """Return a configuration with one source that nobody serves."""
     text = f"""
         [group]
@@ -67,6 +76,7 @@ def config(folder: Path, *, broker: int = 0, bucket: bool = True, more: str = ""
         name = "p7"
         endpoint = "opc.tcp://127.0.0.1:{free_ports(1)[0]}"
         security = "none"
+        {source}
         [[source.device]]
         name = "press7"
         browse = ["i=85"]
@@ -78,7 +88,7 @@ def config(folder: Path, *, broker: int = 0, bucket: bool = True, more: str = ""
         text += '[sync]\nbucket = "s3://b/plant"\ninterval_s = { min = 0.05, max = 0.2 }\nrequests_per_day = 10000000\n'
     if broker:
         text += f'[mqtt]\nurl = "mqtt://127.0.0.1:{broker}"\n'
-    return parse(text)
+    return text
 
 
 class Running:
@@ -123,6 +133,13 @@ class Running:
     def problem(self, part: str) -> Any:
         """Return the problem of a part that `/readyz` names; None if it names none."""
         return next((p for p in self.get("/readyz").json()["problems"] if p["part"] == part), None)
+
+    def metric(self, series: str) -> float | None:
+        """Return the value of a series of `/metrics`; None where it is absent."""
+        lines = self.get("/metrics").text.splitlines()
+        return next(
+            (float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"edgemirror_{series} ")), None
+        )
 
     def state(self) -> str:
         assert self.gateway.pusher is not None
@@ -306,6 +323,61 @@ def test_the_topic_sync_tells_how_far_the_bucket_is(
         assert len(told) <= 3 + (time.monotonic() - began) / 0.2
     with Subscriber(mosquitto.port) as later:
         assert later.on("_gateway/g/sync")[0].retain
+
+
+def test_what_passes_to_and_from_the_bucket_is_counted(tmp_path: Path, bucket: Bucket) -> None:
+    def away(point: str, key: str) -> None:
+        raise Unavailable("away")
+
+    with Running(config(tmp_path / "one")) as one:
+        until(lambda: one.state() == "leading", "it leads")
+        sent, errors = one.metric('sync_bytes_total{direction="out"}'), one.metric("sync_errors_total")
+        assert sent is not None and sent > 0
+        assert errors == 0
+        bucket.fault = away
+        one.receive()
+        until(lambda: (one.metric("sync_errors_total") or 0) > 0, "an error counted")
+        bucket.fault = lambda point, key: None
+    with Running(config(tmp_path / "one")) as again:
+        until(lambda: again.state() == "leading", "it leads again")
+        received = again.metric('sync_bytes_total{direction="in"}')
+        assert received is not None and received > 0
+
+
+def test_certificates_that_the_configuration_names_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.io.survey.LOOK_S", 0.05)
+    certificate, _ = make_certificate(tmp_path, "us", "urn:us", server=False)
+    source = f'certificate_file = "{certificate}"'
+    with Running(config(tmp_path / "one", bucket=False, source=source)) as one:
+        series = 'cert_expiry_seconds{cert="source p7"}'
+        until(lambda: one.metric(series) is not None, "the certificate read")
+        left = one.metric(series)
+        assert left is not None and 8.9 * 86_400 < left < 9 * 86_400
+        make_certificate(tmp_path, "us", "urn:us", server=False, begin=timedelta(days=-3))
+        until(lambda: (one.metric(series) or 0) < 7 * 86_400, "the new one read")
+
+
+def test_a_verification_that_found_nothing_wrong_is_told_to_the_gateway_beside_it(
+    tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gateway.io.survey.LOOK_S", 0.05)
+    monkeypatch.setattr("gateway.cli.verify.open_store", lambda config: bucket)
+    file = tmp_path / "gateway.toml"
+    file.write_text(text(tmp_path / "one"))
+    with Running(parse(file.read_text())) as one:
+        until(lambda: one.state() == "leading", "it leads")
+        assert main(["verify", "--config", str(file), "--alone"]) == 0
+        assert not (tmp_path / "one" / FILE).exists(), "believing the bucket's own key proves less"
+        assert one.metric("verify_last_ok_seconds") is None
+        assert main(["verify", "--config", str(file)]) == 0
+        until(lambda: one.metric("verify_last_ok_seconds") is not None, "the verification told")
+        age = one.metric("verify_last_ok_seconds")
+        assert age is not None and 0 <= age < 60
+        (tmp_path / "one" / FILE).unlink()
+        key = next(key for key in bucket.objects if key.endswith(".parquet"))
+        bucket.objects[key] = replace(bucket.objects[key], body=b"rot")
+        assert main(["verify", "--config", str(file)]) == 1
+        assert not (tmp_path / "one" / FILE).exists()
 
 
 def test_livez_turns_when_any_worker_thread_has_ended(tmp_path: Path, bucket: Bucket, mosquitto: Mosquitto) -> None:
