@@ -64,6 +64,13 @@ class JournalFigures:
     backlog_samples: int = 0
     commit_s: float = 0.0
 
+    @property
+    def oversize(self) -> str:
+        """Why the files are too large; empty while they are not."""
+        if not 0 < self.size_bytes_max <= self.size_bytes:
+            return ""
+        return f"{self.size_bytes} bytes, and {self.size_bytes_max} are allowed (journal.max_gib)"
+
 
 @dataclass(slots=True)
 class SyncFigures:
@@ -213,8 +220,8 @@ def _problems(f: Figures) -> Iterator[Problem]:
         yield Problem("process", f"the event loop is {f.loop_lag_s:.0f} s late", True)
     if f.journal.error:
         yield Problem("journal", f.journal.error, True)
-    elif 0 < f.journal.size_bytes_max <= f.journal.size_bytes:
-        yield Problem("journal", f"{f.journal.size_bytes} bytes, and {f.journal.size_bytes_max} are allowed", True)
+    elif f.journal.oversize:
+        yield Problem("journal", f.journal.oversize, True)
     if not f.sources:
         yield Problem("process", "no source is configured", True)
     for s in f.sources:
