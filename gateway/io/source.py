@@ -146,6 +146,8 @@ class SourceRunner:
     async def run(self) -> None:
         """Keep the source subscribed until cancelled."""
         refusals = 0
+        with contextlib.suppress(MirrorError):  # it is read again once there is a connection
+            await self._recall()
         while True:
             began = time.monotonic()
             try:
@@ -157,6 +159,14 @@ class SourceRunner:
             except Exception as error:  # whatever one server provokes, the others' sources live on
                 odd = Corrupt(f"{type(error).__name__}: {error}", hint="please report this, with the server's product")
                 refusals = await self._again(odd, refusals, time.monotonic() - began)
+
+    async def _recall(self) -> None:
+        """Tell which tags the source had, so that what was said of them is not left standing while it is away."""
+        model = await self._models.recall()
+        if model is not None:
+            find = self._ingest.journal.tags.find
+            self.handles = {h for identity in model.identities() if (h := find(identity)) is not None}
+            self._on_tags()
 
     async def _again(self, error: MirrorError, refusals: int, lasted_s: float) -> int:
         """Tell what ended the session, wait, and return how often the server has refused in a row."""

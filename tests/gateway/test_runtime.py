@@ -16,18 +16,22 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
+import msgspec
 import pytest
 
 from demo.servers import free_ports
 from gateway.__main__ import main
 from gateway.config import Config, parse
 from gateway.io import runtime
+from gateway.io.journal import Journal
 from gateway.io.keys import SIGNING_KEY
+from gateway.io.models import Model, roots
 from gateway.io.reader import JournalReader
 from gateway.io.runtime import Gateway
 from gateway.io.verified import FILE
 from mirror.coverage import Coverage, Promise, Stream
 from mirror.errors import Unavailable
+from mirror.tags import Tag
 from tests.gateway.boxes import FaultyStore
 from tests.gateway.journals import STREAM, TIMELINE, doubles
 from tests.gateway.opcua_server import make_certificate
@@ -378,6 +382,24 @@ def test_a_verification_that_found_nothing_wrong_is_told_to_the_gateway_beside_i
         bucket.objects[key] = replace(bucket.objects[key], body=b"rot")
         assert main(["verify", "--config", str(file)]) == 1
         assert not (tmp_path / "one" / FILE).exists()
+
+
+def browsed(config: Config) -> None:
+    """Write a journal as a gateway leaves it that has browsed its source."""
+    [source] = config.source
+    tags = [Tag("urn:plc", "urn:n", f"s={name}", device="press7", name=name) for name in ("T0", "T1")]
+    journal = Journal.open(Path(config.replica.data_dir) / runtime.JOURNAL, replica="a")
+    with journal.transaction():
+        journal.add_tags(tags)
+        journal.set_fact("model/p7", msgspec.json.encode(Model(roots(source), "urn:plc", {"press7": tags})))
+    journal.close()
+
+
+def test_of_a_source_that_is_away_at_the_start_it_is_said_that_it_is(tmp_path: Path, mosquitto: Mosquitto) -> None:
+    known = config(tmp_path / "one", broker=mosquitto.port, bucket=False)
+    browsed(known)  # and then killed: the broker keeps saying `live`
+    with Subscriber(mosquitto.port) as subscriber, Running(known):
+        subscriber.on("/press7/_state", b"stale")
 
 
 def test_livez_turns_when_any_worker_thread_has_ended(tmp_path: Path, bucket: Bucket, mosquitto: Mosquitto) -> None:
