@@ -20,7 +20,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -45,16 +45,26 @@ OnEvent = Callable[[str, dict[str, Any]], None]
 
 
 class _Job(NamedTuple):
-    """Messages of some rows, and how to return the rows when the broker may not have them all."""
+    """Messages of some rows or topics.
+
+    Attributes:
+        messages: What to send.
+        put_back: Returns the rows or topics when the broker may not have them all.
+        done: Called when the broker has answered all of them.
+    """
 
     messages: Iterator[Message]
     put_back: Callable[[], None]
+    done: Callable[[], None] = lambda: None
 
 
 class Publisher:
     """Publishes batches from a thread of its own. All methods may be called from any thread."""
 
-    def __init__(self, broker: Broker, names: Names, *, on_event: OnEvent = lambda name, facts: None) -> None:
+    def __init__(
+        self, broker: Broker, names: Names, *, on_event: OnEvent = lambda name, facts: None,
+        on_emptied: Callable[[list[str]], None] = lambda topics: None,
+    ) -> None:  # fmt: skip
         """Prepare; nothing is sent before `start`.
 
         Args:
@@ -63,8 +73,9 @@ class Publisher:
             on_event: Called from the publisher's thread with `mqtt.connected`, `mqtt.disconnected`,
                 `mqtt.connect_failed`, `mqtt.taken_over`, `mqtt.message_refused`, `mqtt.payload_limited`,
                 `mqtt.payload_raised` or `mqtt.failed`, and facts about it.
+            on_emptied: Called from the publisher's thread with topics that the broker has emptied.
         """
-        self._broker, self._on_event = broker, on_event
+        self._broker, self._on_event, self._on_emptied = broker, on_event, on_emptied
         self._status = Status()
         self._lock = threading.Lock()  # guards _pending and _history; held only to append or to take
         self._pending = Latest()
@@ -125,6 +136,12 @@ class Publisher:
         with self._say_lock:
             self._names = names
             self._retained.use(names)
+        self._wake()
+
+    def take_back(self, topics: Iterable[str]) -> None:
+        """Empty retained topics of an earlier configuration, but for those that are in use."""
+        with self._say_lock:
+            self._retained.take_back(topics)
         self._wake()
 
     def source_live(self, source: str, *, resumed: bool = False) -> None:
@@ -285,7 +302,7 @@ class Publisher:
         """Fill the window; returns how long the thread may then wait."""
         link = self._link
         while self._unsure and self._unsure[0][0] <= link.answered:
-            self._unsure.popleft()
+            self._unsure.popleft()[1].done()
         raised = self._limit.tick(now)
         if raised:
             self._on_event("mqtt.payload_raised", {"payload_bytes_max": self._limit.size_bytes})
@@ -331,11 +348,11 @@ class Publisher:
         """Begin the next job: live values and retained tags in turn, back-fill when neither is due."""
         if self._seqs_epoch != self._epoch:
             self._seqs, self._seqs_epoch = {}, self._epoch
-        if self._refresh_next and self._begin_refresh():
+        if self._refresh_next and (self._begin_emptying() or self._begin_refresh()):
             self._refresh_next = False
             return True
         self._refresh_next = True
-        return self._begin_round(now) or self._begin_refresh() or self._begin_history()
+        return self._begin_round(now) or self._begin_emptying() or self._begin_refresh() or self._begin_history()
 
     def _begin_round(self, now: float) -> bool:
         if not self._pending or now < self._round_at:
@@ -368,6 +385,15 @@ class Publisher:
         cost_s = time.thread_time() - self._round_cpu_s
         pause_s = min(cost_s / self._broker.cpu_share, ROUND_S_MAX)
         return self._round_start + max(self._broker.interval_s, pause_s)
+
+    def _begin_emptying(self) -> bool:
+        with self._say_lock:
+            topics = self._retained.gone(REFRESH_ROWS)
+        if not topics:
+            return False
+        messages = (Message(topic, b"", 1, True) for topic in topics)
+        self._job = _Job(messages, lambda: self.take_back(topics), lambda: self._on_emptied(topics))
+        return True
 
     def _begin_refresh(self) -> bool:
         with self._say_lock:

@@ -40,6 +40,8 @@ from gateway.io.reader import JournalReader
 from gateway.io.sealing import Surroundings
 from gateway.io.source import SourceRunner
 from gateway.io.survey import Survey
+from gateway.io.topics import FACT as TOPICS
+from gateway.io.topics import Topics
 from gateway.io.traffic import Counted, Traffic
 from gateway.sync import Policy
 from mirror.batch import Batch
@@ -49,6 +51,7 @@ from mirror.io.s3 import S3Settings, S3Store, together
 from mirror.layout import Layout
 
 JOURNAL = "mirror.db"
+LEAVES = frozenset({"online", "role", "health", "sync"})  # what is told of the gateway itself
 TRIM_S = 60.0
 CANCEL_AGAIN_S = 0.5
 
@@ -89,6 +92,7 @@ class Gateway:
             for source in config.source
         ]  # fmt: skip
         self._of_stream: dict[str, SourceRunner] = {}
+        self._topics = Topics(self._fact(TOPICS), self.ingest.call)
         self.publisher = self._publisher() if config.mqtt.url else None
         self.traffic = Traffic()
         self.pusher = self._pusher() if config.sync.bucket else None
@@ -179,7 +183,11 @@ class Gateway:
     def _tags_changed(self) -> None:
         self._of_stream = {stream: source for source in self.sources for stream in (*source.streams, *source.retiring)}
         if self.publisher is not None:
-            self.publisher.use(self._names())
+            names, leaves = self._names(), LEAVES if self.pusher is not None else LEAVES - {"sync"}
+            used = names.retained() | {names.gateway(self.config.group.name, leaf) for leaf in leaves}
+            gone = self._topics.use(used, complete=all(source.handles for source in self.sources))
+            self.publisher.use(names)
+            self.publisher.take_back(gone)
 
     def _source_state(self, source: SourceRunner, connected: bool) -> None:
         if self.publisher is None or not source.status.uri:
@@ -220,6 +228,13 @@ class Gateway:
             failure = ""
             if trimmed:
                 log("journal.trimmed", chunks=trimmed)
+
+    def _fact(self, name: str) -> bytes | None:
+        reader = JournalReader.open(self.path)
+        try:
+            return reader.fact(name)
+        finally:
+            reader.close()
 
     def _promise(self) -> Promise:
         reader = JournalReader.open(self.path)
@@ -301,7 +316,10 @@ class Gateway:
             url=mqtt.url, client_id=f"edgemirror-{group.name}", node=group.name, user=mqtt.user,
             password_file=mqtt.password_file, ca_file=mqtt.ca_file, keepalive_s=mqtt.keepalive_s, window=mqtt.window,
         )  # fmt: skip
-        return Publisher(broker, self._names(), on_event=_Told())
+        return Publisher(
+            broker, self._names(), on_event=_Told(),
+            on_emptied=lambda topics: self._post(partial(self._topics.emptied, topics)),
+        )  # fmt: skip
 
 
 async def _end(tasks: Collection[asyncio.Task[None]]) -> None:

@@ -64,7 +64,9 @@ class Events:
 def publishing(port: int, n: Names, **options: Any) -> Iterator[tuple[Publisher, Events]]:
     events = Events()
     settings = {"interval_s": 0.01, "retry_s_max": 0.3, **options}
-    publisher = Publisher(Broker(f"mqtt://127.0.0.1:{port}", "test-edge01", "edge01", **settings), n, on_event=events)
+    on_emptied = settings.pop("on_emptied", lambda topics: None)
+    broker = Broker(f"mqtt://127.0.0.1:{port}", "test-edge01", "edge01", **settings)
+    publisher = Publisher(broker, n, on_event=events, on_emptied=on_emptied)
     publisher.start(epoch=7)
     try:
         yield publisher, events
@@ -389,6 +391,47 @@ def test_new_names_are_used_from_the_next_round_on(mosquitto: Mosquitto) -> None
         publisher.use(names(devices=2))
         publisher.offer(numbers((4, 9)))
         assert subscriber.on("/d1")[0].value["values"] == {"T0": 9}
+
+
+def test_a_tag_that_lost_its_topic_is_emptied_and_so_is_one_of_a_former_configuration(mosquitto: Mosquitto) -> None:
+    emptied: list[str] = []
+    with (
+        Subscriber(mosquitto.port) as subscriber,
+        publishing(mosquitto.port, names(), on_emptied=emptied.extend) as (publisher, _),
+    ):
+        publisher.source_live(SOURCE)
+        publisher.offer(numbers((0, 5), (1, 6)))
+        subscriber.on("/d0/T1")
+        publisher.use(names(tags=1))
+        subscriber.on("/d0/T1", b"")
+        publisher.take_back(["uns/v1/e/s/a/l/d0/T0", "uns/v1/e/s/a/l/gone"])
+        subscriber.on("/gone", b"")
+        until(lambda: set(emptied) == {"uns/v1/e/s/a/l/d0/T1", "uns/v1/e/s/a/l/gone"}, "both taken")
+    with Subscriber(mosquitto.port) as later:
+        later.on("/d0/T0")
+        assert not [topic for topic in later.latest() if topic.endswith(("/T1", "/gone"))]
+
+
+def test_a_topic_is_emptied_again_where_the_broker_may_not_have_it(mosquitto: Mosquitto) -> None:
+    emptied: list[str] = []
+    with (
+        Subscriber(mosquitto.port) as subscriber,
+        Proxy(mosquitto.port) as proxy,
+        publishing(proxy.port, names(), keepalive_s=60, on_emptied=emptied.extend) as (publisher, events),
+    ):
+        publisher.offer(numbers((0, 5), (1, 6)))
+        subscriber.on("/d0/T1")
+        until(lambda: publisher.status().inflight == 0, "all acknowledged")
+        proxy.stall()
+        publisher.use(names(tags=1))
+        until(lambda: publisher.status().inflight > 0, "under way")
+        assert emptied == []
+        proxy.cut()
+        proxy.flow()
+        proxy.heal()
+        events.wait("mqtt.connected", 2)
+        subscriber.on("/d0/T1", b"")
+        until(lambda: emptied == ["uns/v1/e/s/a/l/d0/T1"], "taken")
 
 
 def test_stopping_without_a_broker_is_quick(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from mirror.tags import Tag
 from tests.gateway.boxes import FaultyStore
 from tests.gateway.journals import STREAM, TIMELINE, doubles
 from tests.gateway.opcua_server import make_certificate
+from tests.gateway.test_publisher import numbers
 from tests.live.servers import Mosquitto, until
 from tests.live.subscriber import Subscriber
 from tests.mirror.batches import table
@@ -400,6 +401,32 @@ def test_of_a_source_that_is_away_at_the_start_it_is_said_that_it_is(tmp_path: P
     browsed(known)  # and then killed: the broker keeps saying `live`
     with Subscriber(mosquitto.port) as subscriber, Running(known):
         subscriber.on("/press7/_state", b"stale")
+
+
+def test_topics_of_a_former_configuration_are_emptied_also_where_the_broker_was_away(
+    tmp_path: Path, mosquitto: Mosquitto
+) -> None:
+    first = text(tmp_path / "one", broker=mosquitto.port, bucket=False) + 'tag_topics = "all"\n'
+    second = first.replace('tag_topics = "all"', 'tag_topics = "none"')
+    third = second.replace('site = "s"', 'site = "elsewhere"')
+    browsed(parse(first))
+    with Subscriber(mosquitto.port) as subscriber, Running(parse(first)) as one:
+        subscriber.on("/press7/_state", b"stale")
+        assert one.gateway.publisher is not None
+        one.gateway.publisher.offer(numbers((0, 5), (1, 6)))
+        subscriber.on("/press7/T1")
+    mosquitto.stop()
+    with Running(parse(second)):
+        pass
+    mosquitto.start()
+    with Subscriber(mosquitto.port) as subscriber, Running(parse(second)):
+        subscriber.on("uns/v1/e/s/area/line/press7/T0", b"")
+        subscriber.on("uns/v1/e/s/area/line/press7/T1", b"")
+    with Subscriber(mosquitto.port) as subscriber, Running(parse(third)):
+        subscriber.wait(lambda h: h.topic.startswith("uns/v1/e/s/") and not h.payload, 4)
+    with Subscriber(mosquitto.port) as later:
+        later.on("elsewhere/_gateway/g/online")
+        assert not [topic for topic in later.latest() if topic.startswith("uns/v1/e/s/")]
 
 
 def test_livez_turns_when_any_worker_thread_has_ended(tmp_path: Path, bucket: Bucket, mosquitto: Mosquitto) -> None:
