@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 
-from gateway.cli import parser
-from mirror.errors import MirrorError
+from gateway.cli import forget_stdout, parser
+from mirror.errors import MirrorError, Unavailable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code: 0 ok, 1 a check failed, 2 usage, 3 somebody is unreachable."""
     options = parser().parse_args(arguments)
     try:
-        return int(options.verb(options))
+        code = int(options.verb(options))
+        sys.stdout.flush()
+        return code
     except MirrorError as error:
-        print(f"edgemirror: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"  try: {error.hint}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(f"edgemirror: {error}", file=sys.stderr)
+            if error.hint:
+                print(f"  try: {error.hint}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        return 0
+        forget_stdout()
+        return 0 if options.looks else Unavailable.exit_code  # a check whose result nobody got has not passed
     except KeyboardInterrupt:
         return 130
 

@@ -15,6 +15,8 @@ from typing import Any
 
 LOOP_LAG_S_MAX = 5.0
 CLOCK_OFFSET_S_MAX = 1.0
+LAG_INTERVALS = 2  # push intervals that a sample may wait
+LAG_FREE_S = 30.0  # and so much longer, for answers that are slow
 
 
 @dataclass(slots=True)
@@ -62,21 +64,34 @@ class JournalFigures:
     backlog_samples: int = 0
     commit_s: float = 0.0
 
+    @property
+    def oversize(self) -> str:
+        """Why the files are too large; empty while they are not."""
+        if not 0 < self.size_bytes_max <= self.size_bytes:
+            return ""
+        return f"{self.size_bytes} bytes, and {self.size_bytes_max} are allowed (journal.max_gib)"
+
 
 @dataclass(slots=True)
 class SyncFigures:
     """The road to the bucket.
 
     Attributes:
+        state: Of `gateway.io.push.Status`.
+        state_s: Seconds that it has been in this state.
         error: Why nothing is pushed at the moment; empty while pushing works.
         lag_s: Age of the oldest sample that is not in the cloud; 0 where there is none.
         segments: Segments pushed since the start.
-        sent_bytes: Bytes of segments pushed since the start.
-        received_bytes: Bytes read back since the start.
+        sent_bytes: Bytes of objects sent since the start.
+        received_bytes: Bytes of objects read since the start.
         errors: Requests that failed since the start.
         interval_s: Present push interval.
+        interval_s_max: The longest that is configured.
+        seq: Newest segment of the log; None where none is known.
     """
 
+    state: str = "leading"
+    state_s: float = 0.0
     error: str = ""
     lag_s: float = 0.0
     segments: int = 0
@@ -84,6 +99,24 @@ class SyncFigures:
     received_bytes: int = 0
     errors: int = 0
     interval_s: float = 0.0
+    interval_s_max: float = 60.0
+    seq: int | None = None
+
+    @property
+    def lag_s_max(self) -> float:
+        """The lag from which something must be wrong: a segment may wait an interval, and be tried again."""
+        return LAG_INTERVALS * self.interval_s_max + LAG_FREE_S
+
+    @property
+    def trouble(self) -> str:
+        """Why the bucket does not get what it should; empty while it does."""
+        if self.error:
+            return self.error
+        if self.state in ("starting", "following"):
+            return f"{self.state} for {self.state_s:.0f} s: the bucket has taken nothing yet"
+        if self.lag_s > self.lag_s_max:
+            return f"the bucket lacks samples that are {self.lag_s:.0f} s old; {self.lag_s_max:.0f} s are allowed"
+        return ""
 
 
 @dataclass(slots=True)
@@ -100,6 +133,7 @@ class MqttFigures:
     taken_over: int = 0
     history_refused_rows: int = 0
     failures: int = 0
+    refusal: str = ""
     last_error: str = ""
 
 
@@ -111,6 +145,7 @@ class Figures:
         version: Of the program.
         group, replica: As configured.
         role: `PRIMARY` or `STANDBY`.
+        role_reason: Why this replica does not act although nobody told it to stand by, and what to do; or empty.
         epoch: The fencing epoch.
         uptime_s: Seconds since the start.
         stopping: The gateway is about to end.
@@ -124,7 +159,7 @@ class Figures:
         gaps_open: Gaps that may still be closed.
         gaps: Gaps since the journal began, by reason.
         recovered_samples: Samples that came late by Republish or from the server's history.
-        sample_gap_s_max: Longest time between two messages of one stream, in the last minute.
+        sample_gap_s_max: Longest time between two responses of one stream that ended in the last minute or goes on.
         clock_offset_s: The kernel's estimate of this box's clock error; None where it has none.
         verify_age_s: Seconds since the last verification that found nothing wrong; None before the first.
         certificates: Seconds until each certificate expires, by name.
@@ -134,6 +169,7 @@ class Figures:
     group: str
     replica: str
     role: str = "PRIMARY"
+    role_reason: str = ""
     epoch: int = 0
     uptime_s: float = 0.0
     stopping: bool = False
@@ -158,7 +194,7 @@ class Problem:
     """Something that is wrong now.
 
     Attributes:
-        part: What it concerns: `journal`, `source press7`, `sync`, `mqtt`, `clock`, `gaps`, `process`.
+        part: What it concerns: `journal`, `source press7`, `role`, `sync`, `mqtt`, `clock`, `gaps`, `process`.
         text: What is wrong, for a person.
         blocks: Whether the gateway is not ready because of it.
     """
@@ -184,18 +220,22 @@ def _problems(f: Figures) -> Iterator[Problem]:
         yield Problem("process", f"the event loop is {f.loop_lag_s:.0f} s late", True)
     if f.journal.error:
         yield Problem("journal", f.journal.error, True)
-    elif 0 < f.journal.size_bytes_max <= f.journal.size_bytes:
-        yield Problem("journal", f"{f.journal.size_bytes} bytes, and {f.journal.size_bytes_max} are allowed", True)
+    elif f.journal.oversize:
+        yield Problem("journal", f.journal.oversize, True)
     if not f.sources:
         yield Problem("process", "no source is configured", True)
     for s in f.sources:
         if s.state != "live":
             why = f": {s.error}" if s.error else ""
             yield Problem(f"source {s.name}", f"{s.state} for {s.since_s:.0f} s{why}", True)
-    if f.sync is not None and f.sync.error:
-        yield Problem("sync", f.sync.error, True)
+    if f.role_reason:
+        yield Problem("role", f"{f.role}: {f.role_reason}", True)
+    elif f.sync is not None and f.sync.trouble:
+        yield Problem("sync", f.sync.trouble, True)
     if f.mqtt is not None and not f.mqtt.connected:
         yield Problem("mqtt", f.mqtt.last_error or "not connected", False)
+    if f.mqtt is not None and f.mqtt.refusal:
+        yield Problem("mqtt", f"the broker refuses {f.mqtt.refusal}", False)
     if f.gaps_open:
         yield Problem("gaps", f"{f.gaps_open} open", False)
     if f.clock_offset_s is not None and abs(f.clock_offset_s) > CLOCK_OFFSET_S_MAX:
@@ -217,8 +257,9 @@ def service_level(f: Figures) -> int:
 
     Returns:
         0: stopping. 1: no data, since no source is live or nothing can be made durable. 2 to 199: some
-        sources are live (2 + 197 times their share), at most 100 while gaps are open. 200 to 254: healthy
-        standby, 254 at no lag to the cloud, falling by one a second. 255: healthy primary.
+        sources are live (2 + 197 times their share), at most 100 while gaps are open or another gateway has
+        fenced this one. 200 to 254: healthy standby, 254 at no lag to the cloud, falling by one a second.
+        255: healthy primary.
 
     Source: OPC UA Part 4, 6.6.2.4.2.
     """
@@ -227,8 +268,9 @@ def service_level(f: Figures) -> int:
     live = sum(s.state == "live" for s in f.sources)
     if live == 0 or f.journal.error or not is_alive(f):
         return 1
-    if live < len(f.sources) or f.gaps_open:
-        return min(2 + 197 * live // len(f.sources), 100 if f.gaps_open else 199)
+    behind = bool(f.gaps_open or f.role_reason)
+    if live < len(f.sources) or behind:
+        return min(2 + 197 * live // len(f.sources), 100 if behind else 199)
     if f.role == "PRIMARY":
         return 255
     return max(200, 254 - int(f.sync.lag_s if f.sync else 0))
@@ -242,6 +284,15 @@ def document(f: Figures) -> dict[str, Any]:
         "problems": [{"part": p.part, "text": p.text, "blocks": p.blocks} for p in problems(f)],
         "sources": {s.name: s.state for s in f.sources}, "backlog_samples": f.journal.backlog_samples,
         "sync_lag_s": round(f.sync.lag_s, 1) if f.sync else None, "gaps_open": f.gaps_open,
+    }  # fmt: skip
+
+
+def sync_document(f: Figures) -> dict[str, Any]:
+    """Return how far the bucket is as one JSON object, for the MQTT topic `sync`; call only where there is one."""
+    assert f.sync is not None
+    return {
+        "lag_s": round(f.sync.lag_s, 1), "backlog_samples": f.journal.backlog_samples, "seq": f.sync.seq,
+        "epoch": f.epoch,
     }  # fmt: skip
 
 
@@ -261,7 +312,7 @@ METRICS = {
     "opcua_reconnects_total": ("counter", "Sessions made anew after the first."),
     "opcua_overflow_total": ("counter", "Samples that the server marked as following lost ones."),
     "samples_total": ("counter", "Samples received, by quality."),
-    "sample_gap_seconds_max": ("gauge", "Longest time between two messages of one stream in the last minute."),
+    "sample_gap_seconds_max": ("gauge", "Longest silence of one stream that ended in the last minute or goes on."),
     "recovered_total": ("counter", "Samples that came late, by Republish or from the server's history."),
     "tags": ("gauge", "Tags by the quality of their current value."),
     "gaps_open": ("gauge", "Gaps that may still be closed."),
@@ -275,7 +326,7 @@ METRICS = {
     "sync_lag_seconds": ("gauge", "Age of the oldest sample that is not in the cloud."),
     "sync_interval_seconds": ("gauge", "Present push interval."),
     "sync_segments_total": ("counter", "Segments pushed since the start."),
-    "sync_bytes_total": ("counter", "Bytes exchanged with the bucket since the start."),
+    "sync_bytes_total": ("counter", "Bytes of objects exchanged with the bucket since the start."),
     "sync_errors_total": ("counter", "Requests to the bucket that failed since the start."),
     "mqtt_connected": ("gauge", "1 while the broker accepts messages."),
     "mqtt_inflight": ("gauge", "Messages that the broker has not acknowledged."),
@@ -288,8 +339,8 @@ METRICS = {
     "mqtt_history_refused_total": ("counter", "Back-filled samples not published because too many waited."),
     "mqtt_failures_total": ("counter", "Rounds given up because of an error in the program."),
     "clock_offset_seconds": ("gauge", "The kernel's estimate of this box's clock error."),
-    "verify_last_ok_seconds": ("gauge", "Seconds since the last verification that found nothing wrong."),
-    "cert_expiry_seconds": ("gauge", "Seconds until the certificate expires."),
+    "verify_last_ok_seconds": ("gauge", "Seconds since `edgemirror verify` last found nothing wrong, on this box."),
+    "cert_expiry_seconds": ("gauge", "Seconds until the first certificate of a configured file expires."),
 }
 
 _Sample = tuple[str, dict[str, str], float]
@@ -358,7 +409,7 @@ def _stores(f: Figures) -> Iterator[_Sample]:
     yield "store_commit_seconds", {}, j.commit_s
     yield "backlog_samples", {}, j.backlog_samples
     if f.sync is not None:
-        yield "sync_ok", {}, int(not f.sync.error)
+        yield "sync_ok", {}, int(not f.sync.trouble)
         yield "sync_lag_seconds", {"shard": f.group}, f.sync.lag_s
         yield "sync_interval_seconds", {}, f.sync.interval_s
         yield "sync_segments_total", {}, f.sync.segments

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import sys
 from collections.abc import Callable
 
 Verb = Callable[[argparse.Namespace], int]
+
+LOOKS = "gateway.cli.look:"  # verbs that only show something: whoever has seen enough may leave, as `head` does
 
 #: Name, module and function, one line of help.
 VERBS: tuple[tuple[str, str, str], ...] = (
@@ -33,10 +37,17 @@ def parser() -> argparse.ArgumentParser:
     verbs = root.add_subparsers(required=True, metavar="VERB")
     for name, target, text in VERBS:
         sub = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        sub.set_defaults(verb=_later(target))
+        sub.set_defaults(verb=_later(target), looks=target.startswith(LOOKS))
         sub.add_argument("--json", action="store_true", help="print JSON instead of text")
         _ARGUMENTS[name](sub)
     return root
+
+
+def forget_stdout() -> None:
+    """Send what is still printed nowhere: the reader of standard output has gone."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _later(target: str) -> Verb:

@@ -32,17 +32,24 @@ def journal_path(options: argparse.Namespace) -> Path:
 
 def status(options: argparse.Namespace) -> int:
     """Say what this gateway holds, claims, misses and has pushed."""
-    from gateway.io.reader import JournalReader
+    from gateway.health import JournalFigures
+    from gateway.io.reader import JournalReader, size_bytes
 
-    reader = JournalReader.open(journal_path(options))
+    path = journal_path(options)
+    reader = JournalReader.open(path)
     try:
         facts = _status(reader)
     finally:
         reader.close()
+    size_bytes_max = 0 if options.journal else int(load(options.config).journal.max_gib * 2**30)
+    size = JournalFigures(size_bytes=size_bytes(path), size_bytes_max=size_bytes_max)
+    facts |= {"size_bytes": size.size_bytes, "warnings": [f"journal: {size.oversize}"] if size.oversize else []}
     if options.json:
         print(json.dumps(facts))
         return 0
-    print(f"epoch {facts['epoch']}, {facts['tags']} tags, {facts['chunks']} chunks")
+    for warning in facts["warnings"]:
+        print(f"WARNING: {warning}")
+    print(f"epoch {facts['epoch']}, {facts['tags']} tags, {facts['chunks']} chunks, {facts['size_bytes']} bytes")
     for stream in facts["streams"]:
         until = clock_text(stream["covered_to"]) if stream["covered_to"] else "never"
         print(f"stream {stream['id']}  {stream['source']}  complete to {until}  open gaps {stream['open_gaps']}")

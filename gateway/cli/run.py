@@ -8,9 +8,9 @@ import json
 import logging
 import os
 import signal
-import sys
 from pathlib import Path
 
+from gateway.cli import forget_stdout
 from gateway.config import Config, parse
 from gateway.io import memory
 from mirror.errors import ConfigError
@@ -45,7 +45,10 @@ def run(options: argparse.Namespace) -> int:
     def ready() -> None:
         http = f"http://{config.http.listen.rpartition(':')[0]}:{gateway.http.port}" if gateway.http else None
         facts = {"started": True, "journal": str(gateway.path), "pid": os.getpid(), "http": http}
-        print(json.dumps(facts), flush=True)
+        try:
+            print(json.dumps(facts), flush=True)
+        except OSError:  # the mirror does not stop because nobody reads
+            forget_stdout()
 
     async def main() -> None:
         stop = asyncio.Event()
@@ -55,5 +58,4 @@ def run(options: argparse.Namespace) -> int:
         await gateway.run(stop, ready)
 
     asyncio.run(main())
-    sys.stdout.flush()
     return 0

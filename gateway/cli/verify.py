@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import msgspec
 
 from gateway.cli.run import load
 from gateway.config import Config
+from gateway.io import verified
 from gateway.io.keys import SIGNING_KEY, signing_key
 from gateway.io.reader import JournalReader
-from gateway.io.runtime import log_layout, open_store
+from gateway.io.runtime import JOURNAL, log_layout, open_store
 from mirror.errors import ConfigError
 from mirror.header import public_hex
 from mirror.ticks import clock_text
@@ -32,6 +34,8 @@ def verify(options: argparse.Namespace) -> int:
     keys, known = ({}, None) if options.alone else (_keys(config), _known(config))
     report = verify_store(open_store(config.sync), log_layout(config), keys=keys, known=known)
     took_s = round(time.monotonic() - began, 3)
+    if report.verified and not options.alone:
+        _note(config, report)
     if options.json:
         facts: dict[str, Any] = msgspec.to_builtins(report)
         print(json.dumps({**facts, "verified": report.verified, "seconds": took_s}))
@@ -50,7 +54,7 @@ def _keys(config: Config) -> dict[str, str]:
 
 def _known(config: Config) -> dict[int, str]:
     """Return the chain hashes that this replica's journal remembers: a log cut at its end is found by them."""
-    path = Path(config.replica.data_dir) / "mirror.db"
+    path = Path(config.replica.data_dir) / JOURNAL
     if not path.exists():
         return {}
     reader = JournalReader.open(path)
@@ -61,6 +65,17 @@ def _known(config: Config) -> dict[int, str]:
         return known
     finally:
         reader.close()
+
+
+def _note(config: Config, report: Report) -> None:
+    """Tell the gateway on this box, if there is one, that its log was proved."""
+    directory = Path(config.replica.data_dir)
+    if not (directory / JOURNAL).exists():
+        return
+    try:
+        verified.note(directory, verified.Verified(verified.log_name(config), time.time(), report.next))
+    except OSError as error:
+        print(f"edgemirror: {directory / verified.FILE}: {error.strerror}; its age is not told", file=sys.stderr)
 
 
 def _print(report: Report, took_s: float) -> None:

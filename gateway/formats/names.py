@@ -89,6 +89,11 @@ class Device:
     topic: str
     sources: frozenset[str]
 
+    @property
+    def state_topic(self) -> str:
+        """Where it is said whether the device is live."""
+        return f"{self.topic}/_state"
+
 
 class Names:
     """Topics and keys by handle. Built anew when tags are added; nothing in it changes.
@@ -163,6 +168,10 @@ class Names:
     def gateway(self, node: str, leaf: str) -> str:
         """Return the topic of a fact about the gateway itself: `online`, `role`, `health`, `sync`."""
         return f"{self.root}/_gateway/{level(node)}/{leaf}"
+
+    def retained(self) -> set[str]:
+        """Return all topics whose messages the broker keeps, but for those about the gateway itself."""
+        return {topic for topic in self.topics if topic} | {device.state_topic for device in self.devices}
 
     def known(self, handles: NDArray[np.uint32]) -> NDArray[np.int32]:
         """Return the device of each handle, -1 for handles that have no name here."""

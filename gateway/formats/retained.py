@@ -2,8 +2,9 @@
 
 A retained message outlives the moment that it speaks of, so each of them is this module's debt: when a
 source is lost its tags are said to be Bad and its devices stale, later offline; when it comes back they are
-said again, from what was kept where nothing was missed and otherwise only as new values arrive; and after a
-new connection to the broker, which may have forgotten everything, all of it is said again.
+said again, from what was kept where nothing was missed and otherwise only as new values arrive; after a
+new connection to the broker, which may have forgotten everything, all of it is said again; and a topic that
+nothing is published to any more is emptied.
 
 A source that has not been heard of since the start counts as stale. Its tags are left as an earlier run
 left them for as long as a lost source is stale, so that a quick restart does not make every value flicker,
@@ -14,9 +15,10 @@ What it does not do: know the time (`now` is an argument) or send anything (`tak
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,11 +63,15 @@ class Retained:
         self._start = (now, ticks)
         self._latest = Latest()
         self._sources: dict[str, _Source] = {}
+        self._topics: set[str] = set()
+        self._gone: set[str] = set()
         self.use(names)
 
     def use(self, names: Names) -> None:
-        """Take a new table of names; all of it is due."""
+        """Take a new table of names; all of it is due, and topics that it does not have are to be emptied."""
         self._names = names
+        before, self._topics = self._topics, names.retained()
+        self._gone = (self._gone | before) - self._topics
         self._tagged: dict[str, NDArray[np.uint32]] = {}
         for source in sorted(set(names.source_of) - {""}):
             self._tagged[source] = names.tagged_of(source)
@@ -137,16 +143,26 @@ class Retained:
                 mine = np.isin(self._tagged_of(source), handles)
                 self._due[self._tagged_of(source)[mine]] = True
 
+    def take_back(self, topics: Iterable[str]) -> None:
+        """Note topics to be emptied, but for those in use."""
+        self._gone |= set(topics) - self._topics
+
+    def gone(self, limit: int) -> list[str]:
+        """Return at most `limit` topics to be emptied, which then no longer are."""
+        topics = list(islice(self._gone, limit))
+        self._gone.difference_update(topics)
+        return topics
+
     def states(self) -> Iterator[Message]:
         """Yield the `_state` messages that are due."""
         while self._due_devices:
             device = self._names.devices[self._due_devices.pop()]
             state = max(self._sources[s].state for s in device.sources)
-            yield Message(f"{device.topic}/_state", state.name.lower().encode(), 1, True)
+            yield Message(device.state_topic, state.name.lower().encode(), 1, True)
 
     def farewell(self) -> list[Message]:
         """Return the `_state` messages of a gateway that stops."""
-        return [Message(f"{d.topic}/_state", b"offline", 1, True) for d in self._names.devices]
+        return [Message(d.state_topic, b"offline", 1, True) for d in self._names.devices]
 
     def take(self, limit: int) -> Batch:
         """Return rows for at most `limit` tags that are due, which then no longer are.

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from gateway.io import datadir
 from gateway.io.intervals import IntervalTable
-from gateway.io.reader import Backlog, ChainRow, ChunkRow, JournalReader, read_epoch
+from gateway.io.reader import Backlog, ChainRow, ChunkRow, JournalReader, read_epoch, size_bytes
 from mirror import chunk
 from mirror.batch import SOURCE_NULL, Batch
 from mirror.coverage import Closure, Coverage, Gap, IntervalSet, Promise, Stream
@@ -469,8 +469,7 @@ class Journal:
     @property
     def size_bytes(self) -> int:
         """Bytes of the file and its WAL on disk."""
-        wal = self.path.with_name(self.path.name + "-wal")
-        return sum(file.stat().st_size for file in (self.path, wal) if file.exists())
+        return size_bytes(self.path)
 
     def load_session(self, source: str) -> bytes | None:
         """Return what `save_session` stored, None if nothing is.

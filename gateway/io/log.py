@@ -1,11 +1,13 @@
 """Events for people and machines: one line per change of state, past tense, a closed list of names.
 
 `log("gap.opened", stream=..., reason=...)` writes one JSON line to standard error. Names and keys are
-listed in docs/operations.md; a name that is not in EVENTS is a bug and raises.
+listed in docs/operations.md; a name that is not in EVENTS is a bug and raises. Where nobody takes the line
+(the reader of a pipe has gone, a disk is full, the file is closed) it is lost and nothing else is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from datetime import UTC, datetime
@@ -18,6 +20,7 @@ EVENTS = {
     "gateway.started": "the process runs",
     "gateway.stopped": "the process ends in order",
     "gateway.failed": "the process ends because of an error",
+    "health.changed": "the gateway is ready, or what keeps it from being so has changed",
     "source.connected": "a session exists",
     "source.lost": "the session or connection broke",
     "source.refused": "the server cannot be reached or refuses; tried again later",
@@ -35,6 +38,7 @@ EVENTS = {
     "journal.stalled": "the disk refuses; nothing more is asked of the servers",
     "journal.recovered": "the disk takes data again",
     "journal.trimmed": "old chunks that the cloud has were deleted",
+    "journal.trim_failed": "old chunks could not be deleted; tried again later",
     "ingest.failed": "the ingest thread ended because of an error",
     "push.pushed": "a segment is in the bucket, read back where in doubt",
     "push.failed": "the store did not answer as hoped; tried again later",
@@ -46,6 +50,7 @@ EVENTS = {
     "mqtt.taken_over": "another client with the same id is at the broker; this one stays away",
     "mqtt.message_refused": "the broker refused a message and said why",
     "mqtt.payload_limited": "the broker hangs up on large messages; objects are split smaller from now on",
+    "mqtt.payload_raised": "larger messages are tried again",
     "mqtt.failed": "a round of publishing was given up because of an error in this program",
 }
 
@@ -61,5 +66,5 @@ def log(event: str, **facts: Any) -> None:
     """
     assert event in EVENTS, f"{event} is not a known event"
     line = msgspec.json.encode({**facts, "event": event, "time": datetime.now(UTC)}, enc_hook=str).decode()
-    with _lock:
+    with _lock, contextlib.suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)

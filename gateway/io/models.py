@@ -8,6 +8,7 @@ What this module does not do: subscribe to anything (`gateway.io.source`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable
 
@@ -56,16 +57,20 @@ class Models:
         self._missing: set[str] = set()  # roots that were told to be missing
         self._shared: set[str] = set()  # tags that were told to be reached twice
 
-    async def of(self, connection: Connection, facts: ServerFacts) -> tuple[Model, bool]:
-        """Return the tags, and whether they are those that were browsed before."""
-        roots = hashlib.sha256(msgspec.json.encode([self._config.endpoint, self._config.device])).hexdigest()
+    async def recall(self) -> Model | None:
+        """Return what was browsed before, by an earlier process too, if it was for this configuration."""
         if self.known is None:
             data = await self._fact(f"model/{self._config.name}")
-            if data:
-                self.known = _shared(msgspec.json.decode(data, type=Model), self._ingest.journal.tags)
-        if self.known is not None and (self.known.roots, self.known.uri) == (roots, facts.uri):
-            return self.known, True
-        return await self.browse(connection, facts, roots), False
+            with contextlib.suppress(msgspec.MsgspecError):  # of another version of this program: browse anew
+                self.known = _shared(msgspec.json.decode(data, type=Model), self._ingest.journal.tags) if data else None
+        return self.known if self.known is not None and self.known.roots == roots(self._config) else None
+
+    async def of(self, connection: Connection, facts: ServerFacts) -> tuple[Model, bool]:
+        """Return the tags, and whether they are those that were browsed before."""
+        known = await self.recall()
+        if known is not None and known.uri == facts.uri:
+            return known, True
+        return await self.browse(connection, facts, roots(self._config)), False
 
     async def browse(self, connection: Connection, facts: ServerFacts, roots: str) -> Model:
         """Browse, and keep what was found.
@@ -103,6 +108,11 @@ class Models:
         if again and device not in self._shared:
             self._shared.add(device)
             log("source.tag_shared", source=self._config.name, device=device, tags=len(again), first=again[0].path)
+
+
+def roots(config: Source) -> str:
+    """Return the hash of what a source is asked for."""
+    return hashlib.sha256(msgspec.json.encode([config.endpoint, config.device])).hexdigest()
 
 
 def _shared(model: Model, known: TagTable) -> Model:

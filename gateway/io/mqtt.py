@@ -13,6 +13,7 @@ import select
 import socket
 import ssl
 import struct
+from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -30,6 +31,7 @@ from mirror.errors import ConfigError
 
 SESSION_TAKEN_OVER = 0x8E
 UNSUPPORTED_VERSION = 0x84
+REFUSED_TOPICS_MAX = 20  # told one by one; a broker that refuses more than that is told of by these
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ class Status:
         taken_over: Times that another client took over the session.
         history_refused_rows: Back-filled rows that were not taken because too many waited.
         failures: Rounds given up because of an error in this program.
-        last_refusal: Why the last refused message was refused.
+        refusal: What the broker refuses now; empty if nothing.
         last_error: Why the last connection ended or failed; empty while connected.
     """
 
@@ -137,7 +139,7 @@ class Status:
     taken_over: int = 0
     history_refused_rows: int = 0
     failures: int = 0
-    last_refusal: str = ""
+    refusal: str = ""
     last_error: str = ""
 
 
@@ -155,10 +157,13 @@ class Link:
     Attributes:
         phase: Where the connection stands.
         sent: Messages handed to this connection.
-        acknowledged: How many of them the broker took; it answers in their order (MQTT 5, 4.6.0-2).
+        answered: How many of them the broker took or refused; it answers in their order (MQTT 5, 4.6.0-2).
+        refusals: Topic and reason of refused messages, each once until its reason changes; whoever reads
+            them takes them away.
         taken_over: Whether the last connection ended because another client has this client's id.
         packet_bytes_max: Longest packet that the broker says it takes.
         largest_bytes: Longest payload that was not acknowledged when the last connection ended.
+        taken_bytes: Longest payload that the broker took on this connection.
         idle_s: Longest time between two calls of `wait` that keeps the connection alive.
     """
 
@@ -168,9 +173,11 @@ class Link:
         self._client: paho.Client | None = None
         self._window = broker.window
         self._unanswered, self._ever_up, self._refusal = 0, False, ""
-        self._sizes: dict[int, int] = {}  # of the messages under way, by their number
+        self._under_way: dict[int, tuple[str, int]] = {}  # topic and size, by the message's number
+        self._refused: dict[str, str] = {}  # reasons by topic
+        self.refusals: deque[tuple[str, str]] = deque()
         self.phase = Phase.CLOSED
-        self.sent, self.acknowledged, self.largest_bytes = 0, 0, 0
+        self.sent, self.answered, self.largest_bytes, self.taken_bytes = 0, 0, 0, 0
         self.taken_over = False
         self.packet_bytes_max = _PACKET_BYTES_MAX
         self.idle_s = min(1.0, broker.keepalive_s / 4)
@@ -178,12 +185,12 @@ class Link:
     @property
     def inflight(self) -> int:
         """Messages that the broker has not acknowledged; what becomes of them ends with the connection."""
-        return len(self._sizes)
+        return len(self._under_way)
 
     def open(self) -> None:
         """Begin to connect. On failure the phase is CLOSED again and the status says why."""
         broker = self._broker
-        self.sent, self.acknowledged = 0, 0
+        self.sent, self.answered, self.taken_bytes = 0, 0, 0
         self.phase, self.taken_over, self._refusal = Phase.CONNECTING, False, ""
         try:
             self._client = client = self._new_client()  # a new one each time: it would send the old messages again
@@ -263,7 +270,7 @@ class Link:
         while info.rc is MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:  # the number is that of a message still under way
             info = self._client.publish(*message)
         if self.phase is Phase.UP:  # sending may have found that the connection is lost
-            self._sizes[info.mid] = len(message.payload)
+            self._under_way[info.mid] = (message.topic, len(message.payload))
 
     def wait(self, wake: socket.socket, timeout_s: float | None) -> None:
         """Wait for the broker or for a wake-up, and read and write what there is."""
@@ -290,8 +297,8 @@ class Link:
     def _ended(self, reason: str) -> None:
         if self.phase is not Phase.CLOSED:
             self.phase = Phase.CLOSED
-            self.largest_bytes = max(self._sizes.values(), default=0)
-            self._sizes.clear()
+            self.largest_bytes = max((size for _, size in self._under_way.values()), default=0)
+            self._under_way.clear()
             self._status.connected, self._status.last_error = False, self._refusal or reason
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
@@ -320,12 +327,28 @@ class Link:
     def _on_publish(
         self, client: Any, userdata: Any, mid: int, reason: ReasonCode, properties: Properties | None
     ) -> None:
-        self._sizes.pop(mid, None)
-        self.acknowledged += 1
-        self._status.acknowledged += 1
+        topic, size = self._under_way.pop(mid, ("", 0))
+        self.answered += 1
         if reason.is_failure:
             self._status.refused += 1
-            self._status.last_refusal = str(reason)
+            self._note_refusal(topic, str(reason))
+            return
+        self._status.acknowledged += 1
+        self.taken_bytes = max(self.taken_bytes, size)
+        if self._refused.pop(topic, None) is not None:
+            self._tell_refused()
+
+    def _note_refusal(self, topic: str, reason: str) -> None:
+        known = self._refused.get(topic)
+        if known != reason and (known is not None or len(self._refused) < REFUSED_TOPICS_MAX):
+            self._refused[topic] = reason
+            self.refusals.append((topic, reason))
+            self._tell_refused()
+
+    def _tell_refused(self) -> None:
+        n, first = len(self._refused), next(iter(self._refused.items()), ("", ""))
+        many = f"{n} topics or more" if n == REFUSED_TOPICS_MAX else f"{n} topics" if n > 1 else "a topic"
+        self._status.refusal = f"{many}, such as {first[0]}: {first[1]}" if n else ""
 
 
 _PACKET_BYTES_MAX = 268_435_455  # what MQTT itself allows

@@ -20,7 +20,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -32,40 +32,50 @@ from gateway.formats.json_uns import Message
 from gateway.formats.names import Names
 from gateway.formats.retained import Retained
 from gateway.io.mqtt import Broker, Link, Phase, Status
+from gateway.payload import PayloadLimit
 from mirror.batch import Batch, take
 from mirror.ticks import UNIX_EPOCH_TICKS
 
 REFRESH_ROWS = 500  # retained tags published again between two rounds of live values
 HISTORY_ROWS = 2000  # back-filled rows between two rounds of live values
 STEADY_S = 10.0  # a connection that stood this long resets the pauses between attempts
-SIZE_STRIKES = 3  # connections that end early with a large message under way before messages are made smaller
-PAYLOAD_BYTES_MIN = 4096  # and they are not made smaller than this
 ROUND_S_MAX = 0.5  # longest time between two rounds for the sake of the processor
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 
 
 class _Job(NamedTuple):
-    """Messages of some rows, and how to return the rows when the broker may not have them all."""
+    """Messages of some rows or topics.
+
+    Attributes:
+        messages: What to send.
+        put_back: Returns the rows or topics when the broker may not have them all.
+        done: Called when the broker has answered all of them.
+    """
 
     messages: Iterator[Message]
     put_back: Callable[[], None]
+    done: Callable[[], None] = lambda: None
 
 
 class Publisher:
     """Publishes batches from a thread of its own. All methods may be called from any thread."""
 
-    def __init__(self, broker: Broker, names: Names, *, on_event: OnEvent = lambda name, facts: None) -> None:
+    def __init__(
+        self, broker: Broker, names: Names, *, on_event: OnEvent = lambda name, facts: None,
+        on_emptied: Callable[[list[str]], None] = lambda topics: None,
+    ) -> None:  # fmt: skip
         """Prepare; nothing is sent before `start`.
 
         Args:
             broker: Where and how.
             names: Topics and keys by handle.
             on_event: Called from the publisher's thread with `mqtt.connected`, `mqtt.disconnected`,
-                `mqtt.connect_failed`, `mqtt.taken_over`, `mqtt.payload_limited` or `mqtt.failed`, and
-                facts about it.
+                `mqtt.connect_failed`, `mqtt.taken_over`, `mqtt.message_refused`, `mqtt.payload_limited`,
+                `mqtt.payload_raised` or `mqtt.failed`, and facts about it.
+            on_emptied: Called from the publisher's thread with topics that the broker has emptied.
         """
-        self._broker, self._on_event = broker, on_event
+        self._broker, self._on_event, self._on_emptied = broker, on_event, on_emptied
         self._status = Status()
         self._lock = threading.Lock()  # guards _pending and _history; held only to append or to take
         self._pending = Latest()
@@ -80,26 +90,27 @@ class Publisher:
         self._wake_r.setblocking(False)
         self._wake_w.setblocking(False)
         self._woken = False
-        self._epoch, self._paused, self._stopping, self._stop_by = 0, True, False, 0.0
+        self._epoch, self._stopping, self._stop_by = 0, False, 0.0
+        self._paused = "not started"  # why nothing is published; empty while it may be
         # What follows belongs to the thread.
         self._link = Link(broker, Message(names.gateway(broker.node, "online"), b"offline", 1, True), self._status)
         self._phase = Phase.CLOSED
         self._attempts, self._retry_at, self._answer_by, self._steady_at = 0, 0.0, 0.0, 0.0
         self._urgent: deque[Message] = deque()
         self._job: _Job | None = None
-        self._unsure: deque[tuple[int, _Job]] = deque()  # jobs sent, by the count at which they are acknowledged
+        self._unsure: deque[tuple[int, _Job]] = deque()  # jobs sent, by the count at which they are answered
         self._refresh_next = True
         self._round_start, self._round_cpu_s = 0.0, 0.0  # when the last round began, on both clocks
         self._seqs: dict[str, int] = {}
         self._seqs_epoch = 0
-        self._size_strikes, self._size_limit = 0, broker.payload_bytes_max
+        self._limit = PayloadLimit(broker.payload_bytes_max)
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
 
     # --- any thread -----------------------------------------------------------------------------------
 
     def start(self, epoch: int) -> None:
         """Connect, and publish under this epoch."""
-        self._epoch, self._paused = epoch, False
+        self._epoch, self._paused = epoch, ""
         self._thread.start()
 
     def offer(self, batch: Batch) -> None:
@@ -127,6 +138,12 @@ class Publisher:
             self._retained.use(names)
         self._wake()
 
+    def take_back(self, topics: Iterable[str]) -> None:
+        """Empty retained topics of an earlier configuration, but for those that are in use."""
+        with self._say_lock:
+            self._retained.take_back(topics)
+        self._wake()
+
     def source_live(self, source: str, *, resumed: bool = False) -> None:
         """Say that a source delivers again; see `Retained.live`."""
         with self._say_lock:
@@ -147,14 +164,14 @@ class Publisher:
                 self._facts_due.add(leaf)
         self._wake()
 
-    def pause(self) -> None:
+    def pause(self, reason: str = "paused") -> None:
         """Leave the broker without a last word: a successor speaks now."""
-        self._paused = True
+        self._paused = reason
         self._wake()
 
     def resume(self, epoch: int) -> None:
         """Connect again, under this epoch; sequence numbers start anew where it is a new one."""
-        self._epoch, self._paused = epoch, False
+        self._epoch, self._paused = epoch, ""
         self._wake()
 
     def stop(self, timeout_s: float = 3.0) -> None:
@@ -169,7 +186,15 @@ class Publisher:
 
     def status(self) -> Status:
         """Return the counters as they stand."""
-        return replace(self._status, inflight=self._link.inflight, pending_rows=len(self._pending))
+        return replace(
+            self._status, inflight=self._link.inflight, pending_rows=len(self._pending),
+            last_error=self._paused or self._status.last_error,
+        )  # fmt: skip
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread has not ended; true before `start`."""
+        return self._thread.ident is None or self._thread.is_alive()
 
     def _wake(self) -> None:
         if not self._woken:
@@ -197,7 +222,7 @@ class Publisher:
         """Do what is due, wait for the socket or a wake-up, and follow what became of the connection."""
         link = self._link
         if self._paused:
-            link.close("paused", polite=True)
+            link.close(self._paused, polite=True)
             self._follow(now)
             self._wait(None)
         elif link.phase is Phase.CLOSED:
@@ -223,9 +248,12 @@ class Publisher:
                 self._wake_r.recv(64)
 
     def _follow(self, now: float) -> None:
-        """Act on a change of the connection."""
+        """Tell what was refused, and act on a change of the connection."""
         before, after = self._phase, self._link.phase
         self._phase = after
+        while self._link.refusals:
+            topic, reason = self._link.refusals.popleft()
+            self._on_event("mqtt.message_refused", {"topic": topic, "reason": reason})
         if after is Phase.UP and before is not Phase.UP:
             self._connected(now)
         elif after is Phase.CLOSED and before is not Phase.CLOSED:
@@ -233,6 +261,7 @@ class Publisher:
 
     def _connected(self, now: float) -> None:
         self._steady_at, self._round_start = now + STEADY_S, 0.0
+        self._limit.connected(now)
         with self._say_lock:
             self._retained.everything()
             self._facts_due |= self._facts.keys()
@@ -244,16 +273,18 @@ class Publisher:
         """Put back what the broker may not have, and decide when to try again."""
         self._put_back()
         steady = before is Phase.UP and now >= self._steady_at
-        self._suspect_size(steady)
-        facts = {"url": self._broker.url, "error": self._status.last_error}
-        if self._link.taken_over:
-            self._paused = True
+        link, facts = self._link, {"url": self._broker.url, "error": self._status.last_error}
+        by_size = not self._paused and not link.taken_over  # the end may have to do with what was under way
+        if by_size and self._limit.ended(link.largest_bytes, link.taken_bytes, steady=steady):
+            self._on_event("mqtt.payload_limited", {"payload_bytes_max": self._limit.size_bytes})
+        if link.taken_over:
+            self._paused = self._status.last_error
             self._on_event("mqtt.taken_over", facts)
         elif not self._paused:
             self._attempts = 0 if steady else self._attempts + 1
             pause_s = min(self._broker.retry_s_max, 0.5 * 2 ** min(self._attempts, 16))
             self._retry_at = now + pause_s * random.uniform(0.5, 1.0)
-            if before is not Phase.UP and self._link.other_version():
+            if before is not Phase.UP and link.other_version():
                 self._retry_at = now
             self._on_event("mqtt.disconnected" if before is Phase.UP else "mqtt.connect_failed", facts)
 
@@ -265,27 +296,19 @@ class Publisher:
         self._job = None
         self._unsure.clear()
 
-    def _suspect_size(self, steady: bool) -> None:
-        """Make messages smaller where the connection ends again and again just after large ones.
-
-        A broker that takes no messages beyond some size ends the connection when it meets one, and
-        before MQTT 5 it has no way to say why; the same message would come first over the next one.
-        """
-        size = self._link.largest_bytes
-        self._size_strikes = 0 if steady or size <= PAYLOAD_BYTES_MIN else self._size_strikes + 1
-        if self._size_strikes >= SIZE_STRIKES:
-            self._size_strikes = 0
-            self._size_limit = max(PAYLOAD_BYTES_MIN, size // 2)
-            self._on_event("mqtt.payload_limited", {"payload_bytes_max": self._size_limit})
-
     # --- what to send next ----------------------------------------------------------------------------
 
     def _publish(self, now: float) -> float:
         """Fill the window; returns how long the thread may then wait."""
         link = self._link
-        while self._unsure and self._unsure[0][0] <= link.acknowledged:
-            self._unsure.popleft()
+        while self._unsure and self._unsure[0][0] <= link.answered:
+            self._unsure.popleft()[1].done()
+        raised = self._limit.tick(now)
+        if raised:
+            self._on_event("mqtt.payload_raised", {"payload_bytes_max": self._limit.size_bytes})
         with self._say_lock:
+            if raised:  # what was left out because it was too large
+                self._retained.everything()
             self._retained.tick(now)
             wake_at = self._retained.wake_at
         while link.room():
@@ -325,11 +348,11 @@ class Publisher:
         """Begin the next job: live values and retained tags in turn, back-fill when neither is due."""
         if self._seqs_epoch != self._epoch:
             self._seqs, self._seqs_epoch = {}, self._epoch
-        if self._refresh_next and self._begin_refresh():
+        if self._refresh_next and (self._begin_emptying() or self._begin_refresh()):
             self._refresh_next = False
             return True
         self._refresh_next = True
-        return self._begin_round(now) or self._begin_refresh() or self._begin_history()
+        return self._begin_round(now) or self._begin_emptying() or self._begin_refresh() or self._begin_history()
 
     def _begin_round(self, now: float) -> bool:
         if not self._pending or now < self._round_at:
@@ -362,6 +385,15 @@ class Publisher:
         cost_s = time.thread_time() - self._round_cpu_s
         pause_s = min(cost_s / self._broker.cpu_share, ROUND_S_MAX)
         return self._round_start + max(self._broker.interval_s, pause_s)
+
+    def _begin_emptying(self) -> bool:
+        with self._say_lock:
+            topics = self._retained.gone(REFRESH_ROWS)
+        if not topics:
+            return False
+        messages = (Message(topic, b"", 1, True) for topic in topics)
+        self._job = _Job(messages, lambda: self.take_back(topics), lambda: self._on_emptied(topics))
+        return True
 
     def _begin_refresh(self) -> bool:
         with self._say_lock:
@@ -403,7 +435,7 @@ class Publisher:
     def _payload_bytes_max(self, names: Names) -> int:
         """Return the longest payload that the configuration and the broker allow on any topic."""
         packet_bytes_max = self._link.packet_bytes_max - names.topic_bytes_max - 64
-        return min(self._broker.payload_bytes_max, self._size_limit, packet_bytes_max)
+        return min(self._limit.size_bytes, packet_bytes_max)
 
     def _leave(self) -> None:
         """Say that the gateway and its devices are offline, wait for the broker to take it, and leave."""

@@ -147,6 +147,11 @@ class Pusher:
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread has not ended; true before `start`."""
+        return self._thread.ident is None or self._thread.is_alive()
+
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
@@ -275,7 +280,7 @@ class Pusher:
             case chain.FencedOut(reason):
                 self._plan(sync.Closed())
                 log("push.fenced", reason=reason)
-                hint = "find the other gateway that writes this log; restart this one when only one is left"
+                hint = "stop the other gateway (`edgemirror status` says who holds the log), then restart this one"
                 self._tell(state="fenced", error=Fenced(reason, hint=hint))
             case chain.Refused(what, hint):
                 self._plan(sync.Closed())

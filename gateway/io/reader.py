@@ -9,7 +9,7 @@ What this module does not do: show samples as SQL rows (`mirror.io.sqlite.open_s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -254,6 +254,15 @@ class JournalReader:
         self._again()
         with reactions(self.path):
             yield
+
+
+def size_bytes(path: Path) -> int:
+    """Return the bytes on disk of a journal's file and its WAL."""
+    total = 0
+    for file in (path, path.with_name(path.name + "-wal")):
+        with suppress(FileNotFoundError):  # a WAL comes and goes with its writer
+            total += file.stat().st_size
+    return total
 
 
 def read_epoch(db: Database) -> tuple[int, str]:

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,9 @@ from gateway.io.reader import JournalReader
 from gateway.io.sealing import Surroundings
 from gateway.io.source import SourceRunner
 from gateway.io.survey import Survey
+from gateway.io.topics import FACT as TOPICS
+from gateway.io.topics import Topics
+from gateway.io.traffic import Counted, Traffic
 from gateway.sync import Policy
 from mirror.batch import Batch
 from mirror.coverage import Promise
@@ -48,7 +51,9 @@ from mirror.io.s3 import S3Settings, S3Store, together
 from mirror.layout import Layout
 
 JOURNAL = "mirror.db"
+LEAVES = frozenset({"online", "role", "health", "sync"})  # what is told of the gateway itself
 TRIM_S = 60.0
+CANCEL_AGAIN_S = 0.5
 
 
 class Gateway:
@@ -87,8 +92,13 @@ class Gateway:
             for source in config.source
         ]  # fmt: skip
         self._of_stream: dict[str, SourceRunner] = {}
+        self._topics = Topics(self._fact(TOPICS), self.ingest.call)
         self.publisher = self._publisher() if config.mqtt.url else None
+        self.traffic = Traffic()
         self.pusher = self._pusher() if config.sync.bucket else None
+        self.fenced: MirrorError | None = None  # why another gateway acts
+        self.push_since = time.monotonic()  # since when pushing has been in its present state
+        self._push_state = ""
         self.stopping = False
         self.survey = Survey(self)
         self.http = HttpServer(config.http.listen, self.survey.figures) if config.http.listen else None
@@ -102,11 +112,12 @@ class Gateway:
         self._loop = asyncio.get_running_loop()
         self.ingest.start()
         tasks: list[asyncio.Task[None]] = []
+        failed: Exception | None = None
         try:
             await asyncio.wrap_future(self.ingest.call(lambda j: j.save_epoch(self.epoch, self.incarnation)))
             if self.publisher is not None:
                 self.publisher.start(self.epoch)
-                self.publisher.tell("role", b'{"role":"PRIMARY","epoch":%d}' % self.epoch)
+                self._tell_role()
             if self.pusher is not None:
                 self.pusher.start()
             if self.http is not None:
@@ -120,15 +131,18 @@ class Gateway:
             stopping.cancel()
             for task in done - {stopping}:
                 task.result()
+        except Exception as error:
+            failed = error
+            log("gateway.failed", error=str(error) or repr(error), hint=getattr(error, "hint", ""))
+            raise
         finally:
             self.stopping = True
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await _end(tasks)
             if self.http is not None:
                 await self.http.stop()
             await asyncio.to_thread(self._close)
-            log("gateway.stopped", replica=self.config.replica.name)
+            if failed is None:
+                log("gateway.stopped", replica=self.config.replica.name)
 
     def _close(self) -> None:
         if self.pusher is not None:
@@ -169,7 +183,11 @@ class Gateway:
     def _tags_changed(self) -> None:
         self._of_stream = {stream: source for source in self.sources for stream in (*source.streams, *source.retiring)}
         if self.publisher is not None:
-            self.publisher.use(self._names())
+            names, leaves = self._names(), LEAVES if self.pusher is not None else LEAVES - {"sync"}
+            used = names.retained() | {names.gateway(self.config.group.name, leaf) for leaf in leaves}
+            gone = self._topics.use(used, complete=all(source.handles for source in self.sources))
+            self.publisher.use(names)
+            self.publisher.take_back(gone)
 
     def _source_state(self, source: SourceRunner, connected: bool) -> None:
         if self.publisher is None or not source.status.uri:
@@ -196,12 +214,27 @@ class Gateway:
     async def _trim(self) -> None:
         """Delete what the cloud has and nobody needs here any more, a little at a time."""
         keep_s = self.config.journal.keep_days * 86_400
+        failure = ""
         while True:
             await asyncio.sleep(TRIM_S)
-            promise = await asyncio.to_thread(self._promise)
-            trimmed = await asyncio.wrap_future(self.ingest.call(partial(_trim, promise, keep_s)))
+            try:
+                promise = await asyncio.to_thread(self._promise)
+                trimmed = await asyncio.wrap_future(self.ingest.call(partial(_trim, promise, keep_s)))
+            except Exception as error:  # the top of this task: the mirror goes on, and this is tried again
+                before, failure = failure, str(error) or repr(error)
+                if failure != before:
+                    log("journal.trim_failed", error=failure)
+                continue
+            failure = ""
             if trimmed:
                 log("journal.trimmed", chunks=trimmed)
+
+    def _fact(self, name: str) -> bytes | None:
+        reader = JournalReader.open(self.path)
+        try:
+            return reader.fact(name)
+        finally:
+            reader.close()
 
     def _promise(self) -> Promise:
         reader = JournalReader.open(self.path)
@@ -236,9 +269,10 @@ class Gateway:
             config.sync.segment_rows, config.sync.segment_mib << 20, config.sync.interval_s.min,
             config.sync.interval_s.max, config.sync.requests_per_day,
         )  # fmt: skip
+        layout = log_layout(config)
         return Pusher(
-            store.dialects(), partial(JournalReader.open, self.path), self.ingest,
-            layout=log_layout(config),
+            [Counted(dialect, self.traffic, layout.probe) for dialect in store.dialects()],
+            partial(JournalReader.open, self.path), self.ingest, layout=layout,
             replica=config.replica.name, key=signing_key(data_dir), policy=policy, epoch=self.epoch,
             incarnation=self.incarnation, on_status=self._pushing, together=together,
             surroundings=self._surroundings,
@@ -248,12 +282,33 @@ class Gateway:
         """Runs in the push thread."""
         return Surroundings({s.status.uri: s.status.namespaces for s in self.sources if s.status.uri}, clock())
 
+    @property
+    def role(self) -> str:
+        """PRIMARY while this gateway acts, STANDBY once another one does."""
+        return "STANDBY" if self.fenced else "PRIMARY"
+
     def _pushing(self, status: PushStatus) -> None:
-        """Runs in the push thread: a log that knows a higher epoch raises ours everywhere."""
-        if status.epoch > self.epoch:
+        """Runs in the push thread: a log that knows a higher epoch raises ours everywhere, or ends our acting.
+
+        Who is fenced leaves the broker as well: both would take the one client id from each other for ever,
+        and what this one says bears an epoch that is over. It goes on journaling.
+        """
+        if status.state != self._push_state:
+            self._push_state, self.push_since = status.state, time.monotonic()
+        if status.state == "fenced":
+            if self.fenced is None:
+                self.fenced = status.error
+                if self.publisher is not None:
+                    self.publisher.pause("another gateway of the group publishes")
+        elif status.epoch > self.epoch:
             self.epoch = status.epoch
             if self.publisher is not None:
+                self._tell_role()
                 self.publisher.resume(self.epoch)
+
+    def _tell_role(self) -> None:
+        assert self.publisher is not None
+        self.publisher.tell("role", b'{"role":"%s","epoch":%d}' % (self.role.encode(), self.epoch))
 
     def _publisher(self) -> Publisher:
         mqtt, group = self.config.mqtt, self.config.group
@@ -261,7 +316,18 @@ class Gateway:
             url=mqtt.url, client_id=f"edgemirror-{group.name}", node=group.name, user=mqtt.user,
             password_file=mqtt.password_file, ca_file=mqtt.ca_file, keepalive_s=mqtt.keepalive_s, window=mqtt.window,
         )  # fmt: skip
-        return Publisher(broker, self._names(), on_event=_Told())
+        return Publisher(
+            broker, self._names(), on_event=_Told(),
+            on_emptied=lambda topics: self._post(partial(self._topics.emptied, topics)),
+        )  # fmt: skip
+
+
+async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended: a library on the way may take one cancellation for its own."""
+    while left := [task for task in tasks if not task.done()]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
 
 
 def log_layout(config: Config) -> Layout:

@@ -34,6 +34,7 @@ from gateway.io.models import Model, Models
 from gateway.io.opcua import Connection
 from gateway.io.reader import JournalReader
 from gateway.io.sessions import Gone, Held, Saved, Sessions, same_run
+from gateway.pace import Pace
 from gateway.plan import Plan
 from gateway.sampler import Effect
 from gateway.server import MonitoredItem, Refused, ServerFacts
@@ -116,6 +117,7 @@ class SourceRunner:
         self.streams: dict[str, Plan] = {}
         self.retiring: dict[str, int] = {}  # former streams still subscribed, and responses to wait for
         self.handles: set[int] = set()
+        self.pace = Pace()
         self._ingest = ingest
         self._journal_path = journal_path
         self._password = password
@@ -144,6 +146,8 @@ class SourceRunner:
     async def run(self) -> None:
         """Keep the source subscribed until cancelled."""
         refusals = 0
+        with contextlib.suppress(MirrorError):  # it is read again once there is a connection
+            await self._recall()
         while True:
             began = time.monotonic()
             try:
@@ -155,6 +159,14 @@ class SourceRunner:
             except Exception as error:  # whatever one server provokes, the others' sources live on
                 odd = Corrupt(f"{type(error).__name__}: {error}", hint="please report this, with the server's product")
                 refusals = await self._again(odd, refusals, time.monotonic() - began)
+
+    async def _recall(self) -> None:
+        """Tell which tags the source had, so that what was said of them is not left standing while it is away."""
+        model = await self._models.recall()
+        if model is not None:
+            find = self._ingest.journal.tags.find
+            self.handles = {h for identity in model.identities() if (h := find(identity)) is not None}
+            self._on_tags()
 
     async def _again(self, error: MirrorError, refusals: int, lasted_s: float) -> int:
         """Tell what ended the session, wait, and return how often the server has refused in a row."""
@@ -436,6 +448,7 @@ class SourceRunner:
             return  # not ours (yet): neither stored nor acknowledged
         self._acks.available(message.subscription, message.available)
         self._heard[stream] = self.status.last_message = time.monotonic()
+        self.pace.heard(stream, self.status.last_message)
         self._mute.discard(stream)
         if message.status_change is not None:
             raise Gone(f"the server ended the subscription: {status_name(message.status_change)}", {stream})

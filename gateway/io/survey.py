@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from gateway.config import Config
 from gateway.health import (
     Figures,
     JournalFigures,
@@ -27,16 +29,22 @@ from gateway.health import (
     document,
     is_ready,
     problems,
+    sync_document,
 )
+from gateway.io import verified
 from gateway.io.clock import clock
+from gateway.io.log import log
 from gateway.io.reader import JournalReader
 from gateway.io.source import SourceRunner
-from mirror.errors import MirrorError
+from gateway.io.trust import expires_at
+from mirror.errors import ConfigError, MirrorError
 
 if TYPE_CHECKING:
     from gateway.io.runtime import Gateway
 
 LOOK_S = 2.0
+SYNC_TOLD_S = 5.0
+PROBLEMS_TOLD = 5
 BEAT_S = 0.5
 OFFLINE_S = 30.0
 QUALITY = ("good", "uncertain", "bad", "bad")  # by the two highest bits of a StatusCode
@@ -50,6 +58,8 @@ class _Looked:
     gaps: dict[str, int] = field(default_factory=dict)
     backlog_samples: int = 0
     backlog_since: float | None = None
+    verified_at: float | None = None
+    certificates: dict[str, float] = field(default_factory=dict)  # when each expires
 
 
 class Survey:
@@ -61,6 +71,8 @@ class Survey:
         self._beat = time.monotonic()
         self._lag_s = 0.0
         self._told: object = None
+        self._logged: object = None
+        self._sync_told = -SYNC_TOLD_S
         self._version = _version()
 
     async def run(self) -> None:
@@ -69,22 +81,31 @@ class Survey:
         try:
             while True:
                 with contextlib.suppress(MirrorError):
-                    self._looked = await asyncio.to_thread(_look, self._gateway.path)
+                    self._looked = await asyncio.to_thread(_look, self._gateway.path, self._gateway.config)
                 self._tell()
                 await asyncio.sleep(LOOK_S)
         finally:
             beat.cancel()
 
     def _tell(self) -> None:
-        """Publish how the gateway is, when that has changed."""
+        """Log and publish how the gateway is, when that has changed."""
+        figures = self.figures()
+        found, ready = problems(figures), is_ready(figures)
+        blocking = [problem for problem in found if problem.blocks]
+        if (logged := [problem.part for problem in blocking]) != self._logged:
+            self._logged = logged
+            log("health.changed", ready=ready, problems=[f"{p.part}: {p.text}" for p in blocking[:PROBLEMS_TOLD]])
         publisher = self._gateway.publisher
         if publisher is None:
             return
-        figures = self.figures()
-        summary = (is_ready(figures), [problem.part for problem in problems(figures)])
-        if summary != self._told:
-            self._told = summary
+        told = (ready, figures.epoch, [problem.part for problem in found])
+        if told != self._told:
+            self._told = told
             publisher.tell("health", msgspec.json.encode(document(figures)))
+        now = time.monotonic()
+        if figures.sync is not None and now >= self._sync_told + SYNC_TOLD_S:
+            self._sync_told = now
+            publisher.tell("sync", msgspec.json.encode(sync_document(figures)))
 
     async def _pulse(self) -> None:
         while True:
@@ -98,12 +119,20 @@ class Survey:
         config, ingest = gateway.config, gateway.ingest
         counters = ingest.counters
         threads = {"ingest": ingest.failure is None}
+        for name, thread in (("push", gateway.pusher), ("mqtt", gateway.publisher)):
+            if thread is not None:
+                threads[name] = thread.alive
         return Figures(
-            version=self._version, group=config.group.name, replica=config.replica.name, epoch=gateway.epoch,
+            version=self._version, group=config.group.name, replica=config.replica.name, role=gateway.role,
+            role_reason=with_hint(gateway.fenced), epoch=gateway.epoch,
             uptime_s=time.time() - gateway.started, stopping=gateway.stopping, loop_lag_s=max(0.0, self._lag_s),
             threads=threads, sources=[self._source(s) for s in gateway.sources], tags=self._tags(),
             journal=self._journal(), sync=self._sync(), mqtt=self._mqtt(), gaps_open=looked.gaps_open,
-            gaps=looked.gaps, recovered_samples=counters.recovered_rows, clock_offset_s=_clock_offset_s(),
+            gaps=looked.gaps, recovered_samples=counters.recovered_rows,
+            sample_gap_s_max=max((s.pace.longest_s(s.streams, time.monotonic()) for s in gateway.sources), default=0.0),
+            clock_offset_s=_clock_offset_s(),
+            verify_age_s=None if looked.verified_at is None else max(0.0, time.time() - looked.verified_at),
+            certificates={name: expires_at - time.time() for name, expires_at in looked.certificates.items()},
         )  # fmt: skip
 
     def _source(self, source: SourceRunner) -> SourceFigures:
@@ -151,10 +180,13 @@ class Survey:
         pusher = self._gateway.pusher
         if pusher is None:
             return None
-        status, since = pusher.status, self._looked.backlog_since
+        status, since, traffic = pusher.status, self._looked.backlog_since, self._gateway.traffic
         return SyncFigures(
-            error=str(status.error or ""), lag_s=0.0 if since is None else max(0.0, time.time() - since),
-            segments=status.segments, sent_bytes=status.size_bytes, interval_s=status.interval_s,
+            state=status.state, state_s=time.monotonic() - self._gateway.push_since, error=with_hint(status.error),
+            lag_s=0.0 if since is None else max(0.0, time.time() - since), segments=status.segments,
+            sent_bytes=traffic.sent_bytes, received_bytes=traffic.received_bytes, errors=traffic.errors,
+            interval_s=status.interval_s,
+            interval_s_max=self._gateway.config.sync.interval_s.max, seq=status.seq - 1 if status.seq else None,
         )  # fmt: skip
 
     def _mqtt(self) -> MqttFigures | None:
@@ -166,17 +198,44 @@ class Survey:
         return MqttFigures(**{name: getattr(status, name) for name in names})
 
 
-def _look(path: Path) -> _Looked:
+def _look(path: Path, config: Config) -> _Looked:
     reader = JournalReader.open(path)
     try:
         gaps = reader.gaps()
         backlog = reader.backlog(reader.promise())
     finally:
         reader.close()
+    proved = verified.last(path.parent, verified.log_name(config))
     return _Looked(
         sum(g.closed_by is None for g in gaps), dict(Counter(str(g.reason) for g in gaps)), backlog.rows,
-        backlog.oldest_s,
+        backlog.oldest_s, None if proved is None else proved.at, _certificates(config),
     )  # fmt: skip
+
+
+def _certificates(config: Config) -> dict[str, float]:
+    """Return when the certificates that the configuration names expire; one that cannot be read is left out."""
+    files = {f"source {source.name}": source.certificate_file for source in config.source}
+    files |= {"mqtt ca": config.mqtt.ca_file, "sync ca": config.sync.ca_file}
+    found: dict[str, float] = {}
+    for name, file in files.items():
+        if file:
+            with contextlib.suppress(ConfigError, OSError):
+                found[name] = _expires_at(file, Path(file).stat().st_mtime_ns)
+    return found
+
+
+@lru_cache
+def _expires_at(file: str, changed_ns: int) -> float:
+    """Read a file again only when it has changed."""
+    del changed_ns
+    return expires_at(file)
+
+
+def with_hint(error: MirrorError | None) -> str:
+    """Return what is wrong and what to do; empty for no error."""
+    if error is None:
+        return ""
+    return f"{error}; {error.hint}" if error.hint else str(error)
 
 
 def _clock_offset_s() -> float | None:

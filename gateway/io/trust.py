@@ -70,6 +70,14 @@ def check(der: bytes, uri: str, trust_dir: str, now: datetime) -> None:
         )
 
 
+def expires_at(file: str) -> float:
+    """Return when the first of a file's certificates expires, in Unix seconds; ConfigError if it holds none."""
+    found = [certificate.not_valid_after_utc.timestamp() for certificate in _load(Path(file))]
+    if not found:
+        raise ConfigError(f"{file} holds no certificate")
+    return min(found)
+
+
 def _is_trusted(certificate: x509.Certificate, folder: Path, now: datetime) -> bool:
     for path in sorted(folder.glob("*")):
         if path.suffix.lower() not in {".der", ".cer", ".crt", ".pem"}:

@@ -18,12 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from demo.servers import free_ports
+from gateway.io.traffic import Counted, Traffic
 from mirror.errors import ConfigError, Conflict, Corrupt, Unavailable
 from mirror.io.s3 import S3Settings, S3Store, together
 from mirror.store import MemoryStore, ObjectStore, probe
 from tests.conformance import servers
 
-STORES = ["memory", "moto", "weed", "weed-tls"]
+STORES = ["memory", "counted", "moto", "weed", "weed-tls"]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
 def store(request: pytest.FixtureRequest, places: Callable[[str], S3Settings]) -> Iterator[ObjectStore]:
     if request.param == "memory":
         yield MemoryStore()
+        return
+    if request.param == "counted":
+        yield Counted(MemoryStore(), Traffic(), "probe/")
         return
     opened = S3Store.open(places(request.param))
     yield opened

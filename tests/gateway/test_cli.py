@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
+from demo.servers import free_ports
 from gateway.__main__ import main
 from gateway.io.journal import Journal
 from mirror.batch import Batch
@@ -17,6 +24,7 @@ from mirror.coverage import Coverage, Gap, Reason, Stream
 from mirror.tags import Tag
 
 T = 134_000_000_000_000_000
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -53,6 +61,30 @@ def test_status_tells_what_is_covered_missing_and_not_pushed(journal: Path, caps
     assert facts["streams"][0]["covered_to"] == T + 100 and facts["backlog"]["rows"] == 3
     code, out, _ = run(capsys, "status", "--journal", journal)
     assert code == 0 and "not pushed: 3 samples in 1 chunks" in out
+
+
+def test_status_warns_of_a_journal_that_is_larger_than_configured(
+    journal: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = journal.parent / "gateway.toml"
+
+    def configured(max_gib: float) -> Path:
+        config.write_text(
+            f'[group]\nname="g"\n[replica]\nname="a"\ndata_dir="{journal.parent}"\n[journal]\nmax_gib={max_gib:.12f}\n'
+            '[[source]]\nname="s"\nendpoint="opc.tcp://h:1"\nsecurity="none"\n[[source.device]]\nname="d"\n'
+            'browse=["i=85"]\n'
+        )
+        return config
+
+    code, out, _ = run(capsys, "status", "--config", configured(1e-6))
+    assert code == 0 and out.startswith("WARNING: journal: ") and "1073 are allowed (journal.max_gib)" in out
+    code, out, _ = run(capsys, "status", "--config", config, "--json")
+    facts = json.loads(out)
+    assert code == 0 and len(facts["warnings"]) == 1 and facts["size_bytes"] > 1073
+    code, out, _ = run(capsys, "status", "--config", configured(1), "--json")
+    assert code == 0 and json.loads(out)["warnings"] == []
+    code, out, _ = run(capsys, "status", "--journal", journal)
+    assert code == 0 and "WARNING" not in out
 
 
 def test_tail_prints_samples_and_ends_after_as_many_as_asked(journal: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,3 +185,63 @@ def test_an_unknown_verb_is_a_usage_error(capsys: pytest.CaptureFixture[str]) ->
         main(["nonsense"])
     assert end.value.code == 2
     capsys.readouterr()
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[int]:
+    """Give the writing end of a pipe whose reader has gone."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        yield write
+    finally:
+        os.close(write)
+
+
+@contextlib.contextmanager
+def started(arguments: list[str], **how: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process that does not outlive the test."""
+    with subprocess.Popen(arguments, cwd=ROOT, **how) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "gateway", *map(str, arguments)]
+
+
+def test_run_goes_on_although_nobody_reads_what_it_says(tmp_path: Path) -> None:
+    config = tmp_path / "gateway.toml"
+    config.write_text(
+        f'[group]\nname="g"\n[replica]\nname="a"\ndata_dir="{tmp_path}/data"\n[[source]]\nname="s"\n'
+        f'endpoint="opc.tcp://127.0.0.1:{free_ports(1)[0]}"\nsecurity="none"\n[[source.device]]\nname="d"\n'
+        'browse=["i=85"]\n[http]\nlisten="127.0.0.1:0"\n'
+    )
+    with nobody() as gone, started(command("run", "-c", config), stdout=subprocess.PIPE, stderr=gone) as running:
+        assert running.stdout is not None
+        facts = json.loads(running.stdout.readline())
+        assert httpx.get(f"{facts['http']}/livez", trust_env=False).status_code == 200
+        running.terminate()
+        assert running.wait(20) == 0
+    with nobody() as gone, started(command("run", "-c", config), stdout=gone, stderr=subprocess.PIPE) as running:
+        assert running.stderr is not None
+        events = (json.loads(line)["event"] for line in running.stderr)
+        assert "source.refused" in events, "reads up to there"
+        running.terminate()
+        rest = set(events)
+        assert "gateway.stopped" in rest and "gateway.failed" not in rest
+        assert running.wait(20) == 0
+
+
+def test_only_a_verb_that_shows_something_is_done_when_its_reader_leaves(journal: Path) -> None:
+    with nobody() as gone:
+        for verb in ("status", "tail"):
+            arguments = command(verb, "--journal", journal, *(["--from-start", "-n", "1"] if verb == "tail" else []))
+            done = subprocess.run(arguments, cwd=ROOT, stdout=gone, stderr=subprocess.PIPE, check=False)
+            assert (done.returncode, done.stderr) == (0, b"")
+        check = "import gateway.cli.verify as v, gateway.__main__ as m; v.verify = lambda o: print(0) or 0; "
+        call = [sys.executable, "-c", check + "raise SystemExit(m.main(['verify']))"]
+        done = subprocess.run(call, cwd=ROOT, stdout=gone, stderr=subprocess.PIPE, check=False)
+        assert (done.returncode, done.stderr) == (3, b"")

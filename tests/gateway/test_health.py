@@ -23,6 +23,7 @@ from gateway.health import (
     is_ready,
     problems,
     service_level,
+    sync_document,
 )
 
 
@@ -54,6 +55,10 @@ def test_a_healthy_gateway_has_no_problems() -> None:
         ({"journal": JournalFigures(error="disk full")}, "journal", "disk full"),
         ({"journal": JournalFigures(size_bytes=9, size_bytes_max=9)}, "journal", "9 are allowed"),
         ({"sync": SyncFigures(error="refused")}, "sync", "refused"),
+        ({"sync": SyncFigures(state="starting", state_s=4)}, "sync", "starting for 4 s: the bucket has taken nothing"),
+        ({"sync": SyncFigures(state="following")}, "sync", "the bucket has taken nothing"),
+        ({"sync": SyncFigures(lag_s=33, interval_s_max=1)}, "sync", "33 s old; 32 s are allowed"),
+        ({"role": "STANDBY", "role_reason": "fenced", "sync": SyncFigures(error="fenced")}, "role", "STANDBY: fenced"),
         ({"threads": {"journal": False}}, "process", "journal has ended"),
         ({"loop_lag_s": 7.0}, "process", "7 s late"),
         ({"stopping": True}, "process", "stopping"),
@@ -71,6 +76,7 @@ def test_each_blocking_problem_alone_makes_the_gateway_unready(changes: Any, par
     ("changes", "part"),
     [
         ({"mqtt": MqttFigures(last_error="refused")}, "mqtt"),
+        ({"mqtt": MqttFigures(connected=True, refusal="a topic, such as uns/x: Not authorized")}, "mqtt"),
         ({"gaps_open": 2}, "gaps"),
         ({"clock_offset_s": -3.0}, "clock"),
     ],
@@ -79,6 +85,24 @@ def test_a_problem_that_loses_nothing_is_told_and_does_not_block(changes: Any, p
     f = healthy(**changes)
     assert is_ready(f)
     assert [p.part for p in problems(f)] == [part]
+
+
+def test_a_lag_is_a_problem_only_beyond_what_the_push_interval_explains() -> None:
+    assert is_ready(healthy(sync=SyncFigures(lag_s=149, interval_s_max=60)))
+    assert not is_ready(healthy(sync=SyncFigures(lag_s=151, interval_s_max=60)))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"error": "refused"}, {"state": "starting"}, {"lag_s": 1e3}, {"lag_s": 99.0, "interval_s_max": 1.0}]
+)
+def test_the_metric_of_pushing_says_what_readiness_says(changes: Any) -> None:
+    assert value(healthy(), "sync_ok") == 1
+    assert value(healthy(sync=SyncFigures(**changes)), "sync_ok") == 0
+
+
+def test_the_topic_sync_says_how_far_the_bucket_is() -> None:
+    f = healthy(sync=SyncFigures(lag_s=1.26, seq=811), journal=JournalFigures(backlog_samples=12))
+    assert sync_document(f) == {"lag_s": 1.3, "backlog_samples": 12, "seq": 811, "epoch": 41}
 
 
 def test_parts_that_are_not_configured_are_no_problem() -> None:
@@ -101,6 +125,7 @@ def test_service_levels_fall_in_the_bands_of_the_specification() -> None:
     assert service_level(healthy(journal=JournalFigures(error="disk full"))) == 1
     assert service_level(healthy(sources=lost())) == 2 + 197 // 2
     assert service_level(healthy(gaps_open=1)) == 100
+    assert service_level(healthy(role="STANDBY", role_reason="fenced")) == 100
     assert service_level(healthy(role="STANDBY")) == 254
     assert service_level(healthy(role="STANDBY", sync=SyncFigures(lag_s=10))) == 244
     assert service_level(healthy(role="STANDBY", sync=SyncFigures(lag_s=1e9))) == 200
@@ -119,6 +144,25 @@ def full() -> Figures:
     return healthy(
         sources=[source], tags={"good": 60}, gaps={"overflow": 4}, clock_offset_s=0.001, verify_age_s=60.0,
         certificates={"own": 86400.0}, recovered_samples=9,
+    )  # fmt: skip
+
+
+def otherwise() -> Figures:
+    """Return figures of which everything that is a metric differs from `full()`."""
+    source = SourceFigures("p7", "stale", silent_s=9.0, reconnects=3, overflows=4, samples={"good": 6, "bad": 2})
+    sync = SyncFigures(
+        error="refused", lag_s=7, segments=3, sent_bytes=5, received_bytes=6, errors=7, interval_s=2.0
+    )  # fmt: skip
+    mqtt = MqttFigures(
+        connected=False, inflight=1, pending_rows=2, published=3, acknowledged=4, refused=5, connects=6, taken_over=7,
+        history_refused_rows=8, failures=9,
+    )  # fmt: skip
+    journal = JournalFigures(error="full", size_bytes=1, commits=2, backlog_samples=3, commit_s=0.5)
+    return Figures(
+        "2.0", "press-shop", "a", role="STANDBY", epoch=42, uptime_s=1, loop_lag_s=0.5, sources=[source],
+        tags={"good": 61}, journal=journal, sync=sync, mqtt=mqtt, gaps_open=1, gaps={"overflow": 5},
+        recovered_samples=10, sample_gap_s_max=3.0, clock_offset_s=0.002, verify_age_s=61.0,
+        certificates={"own": 86399.0}, threads={"journal": True},
     )  # fmt: skip
 
 
@@ -143,6 +187,12 @@ def test_every_metric_is_exposed_with_its_kind_and_help() -> None:
         family = found[f"edgemirror_{name}".removesuffix("_total") if kind == "counter" else f"edgemirror_{name}"]
         assert family.documentation == text
         assert family.type == kind
+
+
+def test_every_metric_moves_with_the_figures() -> None:
+    before, after = families(full()), families(otherwise())
+    assert before.keys() == after.keys()
+    assert [name for name, family in before.items() if family.samples == after[name].samples] == []
 
 
 def test_figures_arrive_under_their_names_and_labels() -> None:

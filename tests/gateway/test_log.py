@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import sys
 import threading
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +32,16 @@ def test_the_time_is_utc(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_name_that_is_not_listed_is_a_bug() -> None:
     with pytest.raises(AssertionError):
         log("gateway.exploded")
+
+
+def test_a_line_that_nobody_takes_is_lost_and_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with contextlib.suppress(BrokenPipeError), os.fdopen(write, "w") as gone:
+        monkeypatch.setattr(sys, "stderr", gone)
+        for _ in range(3):
+            log("gateway.started")
+    log("gateway.stopped")  # the file is closed
 
 
 def test_lines_of_several_threads_do_not_mix(capsys: pytest.CaptureFixture[str]) -> None:

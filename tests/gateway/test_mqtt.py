@@ -12,7 +12,7 @@ import pytest
 
 from demo.servers import Broker as Embedded
 from gateway.formats.json_uns import Message
-from gateway.io.mqtt import Broker, Link, Phase, Status
+from gateway.io.mqtt import REFUSED_TOPICS_MAX, Broker, Link, Phase, Status
 from mirror.errors import ConfigError
 from tests.live.certificates import make
 from tests.live.servers import Mosquitto
@@ -91,6 +91,42 @@ def answering(answer: Callable[[int], bytes | None]) -> Iterator[int]:
         thread.join()
         for connection in held:
             connection.close()
+
+
+@contextlib.contextmanager
+def judging(reason: Callable[[str], int]) -> Iterator[int]:
+    """Run a broker of MQTT 5 that answers each PUBLISH with the reason code for its topic."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with contextlib.suppress(OSError, IndexError):  # IndexError: it left in the middle of a packet
+            while True:
+                connection, _ = server.accept()
+                with connection, connection.makefile("rb") as stream:
+                    while head := stream.read(1):
+                        size = shift = 0
+                        while True:
+                            byte = stream.read(1)[0]
+                            size, shift = size | (byte & 127) << shift, shift + 7
+                            if not byte & 128:
+                                break
+                        body = stream.read(size)
+                        connection.sendall(_answer(head[0] >> 4, body, reason))
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield server.getsockname()[1]
+    finally:
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+
+
+def _answer(kind: int, body: bytes, reason: Callable[[str], int]) -> bytes:
+    if kind == 3:
+        end = 2 + int.from_bytes(body[:2])
+        return b"\x40\x03" + body[end : end + 2] + bytes([reason(body[2:end].decode())])
+    return {1: b"\x20\x03\x00\x00\x00", 12: b"\xd0\x00"}.get(kind, b"")
 
 
 def test_mqtt_5_is_spoken_where_the_broker_knows_it(tmp_path: Path) -> None:
@@ -187,6 +223,44 @@ def test_the_brokers_own_limits_hold() -> None:
         assert sent == 3
 
 
+def test_a_refused_message_is_answered_and_not_taken_and_each_refusal_is_told_once() -> None:
+    reasons = {"uns/a": 0x87, "uns/b": 0x00}
+
+    with judging(lambda topic: reasons[topic]) as port, driven(broker(port)) as d:
+
+        def send(*topics: str) -> list[tuple[str, str]]:
+            for topic in topics:
+                d.link.publish(Message(topic, b"1", 1, False))
+            d.until(lambda: d.link.inflight == 0)
+            told = list(d.link.refusals)
+            d.link.refusals.clear()
+            return told
+
+        assert d.connect() == ""
+        assert send("uns/a", "uns/b", "uns/a") == [("uns/a", "Not authorized")]
+        assert (d.status.published, d.status.acknowledged, d.status.refused, d.link.answered) == (3, 1, 2, 3)
+        assert d.status.refusal == "a topic, such as uns/a: Not authorized"
+        assert send("uns/a") == []
+        reasons["uns/a"] = 0x97
+        assert send("uns/a") == [("uns/a", "Quota exceeded")]
+        reasons["uns/a"] = 0x00
+        assert send("uns/a") == []
+        assert d.status.refusal == ""
+        reasons["uns/a"] = 0x87
+        assert send("uns/a") == [("uns/a", "Not authorized")]
+
+
+def test_a_broker_that_refuses_very_many_topics_is_told_of_by_some() -> None:
+    with judging(lambda topic: 0x87) as port, driven(broker(port)) as d:
+        assert d.connect() == ""
+        for i in range(50):
+            d.link.publish(Message(f"uns/{i}", b"1", 1, False))
+        d.until(lambda: d.link.inflight == 0)
+        assert len(d.link.refusals) == REFUSED_TOPICS_MAX
+        assert d.status.refusal == "20 topics or more, such as uns/0: Not authorized"
+        assert d.status.refused == 50
+
+
 def test_the_will_is_published_when_the_connection_breaks_and_not_when_it_is_closed(tmp_path: Path) -> None:
     with Mosquitto(tmp_path) as server, Subscriber(server.port) as subscriber, driven(broker(server.port)) as d:
         d.connect()
@@ -225,7 +299,7 @@ def test_what_was_under_way_is_forgotten_with_the_connection_and_its_size_is_tol
         server.process.freeze()  # type: ignore[union-attr]
         for i in range(20):
             d.link.publish(Message("uns/x", b"." * i, 1, False))
-        assert (d.link.inflight, d.link.sent, d.link.acknowledged) == (20, 20, 0)
+        assert (d.link.inflight, d.link.sent, d.link.answered) == (20, 20, 0)
         server.kill()
         d.until(lambda: d.link.phase is Phase.CLOSED)
         assert (d.link.inflight, d.link.largest_bytes) == (0, 19)
@@ -233,7 +307,7 @@ def test_what_was_under_way_is_forgotten_with_the_connection_and_its_size_is_tol
         with Subscriber(server.port) as subscriber:
             d.connect()
             d.link.publish(Message("uns/x", b"new", 1, False))
-            d.until(lambda: d.link.acknowledged == 1)
+            d.until(lambda: d.link.answered == 1)
             assert [h.payload for h in subscriber.on("uns/x")] == [b"new"]
     server.stop()
 

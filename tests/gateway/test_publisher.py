@@ -4,6 +4,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,12 @@ def numbers(*rows: tuple[int, int]) -> Batch:
     return batch
 
 
+def text(size: int) -> Batch:
+    batch = numbers((0, 0))
+    batch.kind[:] = Kind.STRING
+    return replace(batch, heap=Heap.of([size.to_bytes(4, "little") + b"x" * size]))
+
+
 class Events:
     """Keeps what the publisher reports and waits for it."""
 
@@ -57,7 +64,9 @@ class Events:
 def publishing(port: int, n: Names, **options: Any) -> Iterator[tuple[Publisher, Events]]:
     events = Events()
     settings = {"interval_s": 0.01, "retry_s_max": 0.3, **options}
-    publisher = Publisher(Broker(f"mqtt://127.0.0.1:{port}", "test-edge01", "edge01", **settings), n, on_event=events)
+    on_emptied = settings.pop("on_emptied", lambda topics: None)
+    broker = Broker(f"mqtt://127.0.0.1:{port}", "test-edge01", "edge01", **settings)
+    publisher = Publisher(broker, n, on_event=events, on_emptied=on_emptied)
     publisher.start(epoch=7)
     try:
         yield publisher, events
@@ -228,6 +237,25 @@ def test_a_taken_over_session_is_not_won_back(tmp_path: Path) -> None:
         assert publisher.status().connects == 2
 
 
+def test_a_broker_that_refuses_messages_is_told_of_and_the_others_go_on() -> None:
+    from tests.gateway.test_mqtt import judging
+
+    with (
+        judging(lambda topic: 0x87 if topic.endswith("/T0") else 0) as port,
+        publishing(port, names()) as (publisher, events),
+    ):
+        publisher.source_live(SOURCE)
+        for i in range(3):
+            publisher.offer(numbers((0, i), (1, i)))
+            until(lambda i=i: publisher.status().refused > i, "refused")  # type: ignore[misc]
+        until(lambda: publisher.status().inflight == 0, "all answered")
+        status = publisher.status()
+        assert (status.connected, status.acknowledged + status.refused) == (True, status.published)
+        assert "uns/v1/e/s/a/l/d0/T0: Not authorized" in status.refusal
+        told = [facts for name, facts in events.seen if name == "mqtt.message_refused"]
+        assert told == [{"topic": "uns/v1/e/s/a/l/d0/T0", "reason": "Not authorized"}]
+
+
 def test_a_broker_that_takes_no_large_messages_gets_smaller_ones(tmp_path: Path) -> None:
     with (
         Embedded(tmp_path) as server,  # it takes 20 KiB at most, and does not say so
@@ -245,6 +273,36 @@ def test_a_broker_that_takes_no_large_messages_gets_smaller_ones(tmp_path: Path)
 
         until(all_there, "every value", 20)
         assert values == {f"T{i}": i for i in range(4000)}
+
+
+def test_after_a_line_that_broke_often_large_values_are_whole_again(
+    mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.payload.RAISE_S", 0.3)
+    large = text(9000)
+    with (
+        Subscriber(mosquitto.port) as subscriber,
+        Proxy(mosquitto.port) as proxy,
+        publishing(proxy.port, names(), keepalive_s=60) as (publisher, events),
+    ):
+        publisher.source_live(SOURCE)
+        publisher.offer(large)
+        subscriber.wait(lambda h: h.topic.endswith("/d0") and len(h.value["values"]["T0"]) == 9000)
+        for i in range(3):
+            until(lambda: publisher.status().inflight == 0, "all acknowledged")
+            proxy.stall()
+            publisher.offer(large)
+            until(lambda: publisher.status().inflight > 0, "under way")
+            proxy.cut()
+            proxy.flow()
+            proxy.heal()
+            events.wait("mqtt.connected", i + 2)
+        events.wait("mqtt.payload_limited")
+        subscriber.wait(lambda h: h.topic.endswith("/d0/T0") and h.value["quality"] == "BadEncodingLimitsExceeded")
+        until(lambda: b'"Good"' in subscriber.latest()["uns/v1/e/s/a/l/d0/T0"], "the retained value whole again")
+        objects = [h for h in subscriber.heard if h.topic.endswith("/d0")]
+        publisher.offer(large)
+        assert subscriber.on("/d0", count=len(objects) + 1)[-1].value["values"] == {"T0": "x" * 9000}
 
 
 def test_values_coalesce_for_longer_where_publishing_costs_more_than_its_share(mosquitto: Mosquitto) -> None:
@@ -333,6 +391,47 @@ def test_new_names_are_used_from_the_next_round_on(mosquitto: Mosquitto) -> None
         publisher.use(names(devices=2))
         publisher.offer(numbers((4, 9)))
         assert subscriber.on("/d1")[0].value["values"] == {"T0": 9}
+
+
+def test_a_tag_that_lost_its_topic_is_emptied_and_so_is_one_of_a_former_configuration(mosquitto: Mosquitto) -> None:
+    emptied: list[str] = []
+    with (
+        Subscriber(mosquitto.port) as subscriber,
+        publishing(mosquitto.port, names(), on_emptied=emptied.extend) as (publisher, _),
+    ):
+        publisher.source_live(SOURCE)
+        publisher.offer(numbers((0, 5), (1, 6)))
+        subscriber.on("/d0/T1")
+        publisher.use(names(tags=1))
+        subscriber.on("/d0/T1", b"")
+        publisher.take_back(["uns/v1/e/s/a/l/d0/T0", "uns/v1/e/s/a/l/gone"])
+        subscriber.on("/gone", b"")
+        until(lambda: set(emptied) == {"uns/v1/e/s/a/l/d0/T1", "uns/v1/e/s/a/l/gone"}, "both taken")
+    with Subscriber(mosquitto.port) as later:
+        later.on("/d0/T0")
+        assert not [topic for topic in later.latest() if topic.endswith(("/T1", "/gone"))]
+
+
+def test_a_topic_is_emptied_again_where_the_broker_may_not_have_it(mosquitto: Mosquitto) -> None:
+    emptied: list[str] = []
+    with (
+        Subscriber(mosquitto.port) as subscriber,
+        Proxy(mosquitto.port) as proxy,
+        publishing(proxy.port, names(), keepalive_s=60, on_emptied=emptied.extend) as (publisher, events),
+    ):
+        publisher.offer(numbers((0, 5), (1, 6)))
+        subscriber.on("/d0/T1")
+        until(lambda: publisher.status().inflight == 0, "all acknowledged")
+        proxy.stall()
+        publisher.use(names(tags=1))
+        until(lambda: publisher.status().inflight > 0, "under way")
+        assert emptied == []
+        proxy.cut()
+        proxy.flow()
+        proxy.heal()
+        events.wait("mqtt.connected", 2)
+        subscriber.on("/d0/T1", b"")
+        until(lambda: emptied == ["uns/v1/e/s/a/l/d0/T1"], "taken")
 
 
 def test_stopping_without_a_broker_is_quick(tmp_path: Path) -> None:

@@ -179,3 +179,23 @@ def test_unknown_handles_are_not_remembered() -> None:
     batch.handle[1] = np.uint32(2**32 - 1)
     r.note(batch)
     assert said(r) == {"a/T": 1}
+
+
+def test_a_topic_that_nothing_is_published_to_any_more_is_emptied_unless_it_comes_back() -> None:
+    r = retained()
+    assert r.gone(9) == []
+    r.use(names(TAGS[:1]))
+    r.take_back(["uns/v1/_/_/_/_/a/T", "uns/v1/elsewhere"])
+    gone = r.gone(99)
+    assert {topic[-4:] for topic in gone} == {"/a/U", "/b/T", "/b/U", "tate", "here"}
+    assert r.gone(9) == []
+    r.take_back(gone)
+    r.use(names(tag_topics="none"))
+    gone = r.gone(99)
+    assert "uns/v1/_/_/_/_/a/T" in gone and "uns/v1/_/_/_/_/b/_state" not in gone
+
+
+def test_emptying_goes_on_from_where_it_was() -> None:
+    r = retained()
+    r.take_back(map(str, range(10)))
+    assert [len(r.gone(4)) for _ in range(4)] == [4, 4, 2, 0]

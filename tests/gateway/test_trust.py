@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from gateway.io.opcua import Connection
-from gateway.io.trust import DEFAULT_URI, application_uri, check
+from gateway.io.trust import DEFAULT_URI, application_uri, check, expires_at
 from mirror.errors import ConfigError
 from tests.gateway.opcua_server import PASSWORD, URI, bounded, make_certificate, press, source, subscribe_one
 
@@ -117,6 +117,18 @@ def test_our_application_uri_is_that_of_our_certificate(tmp_path: Path) -> None:
     path, _ = make_certificate(tmp_path, "us", OURS, server=False)
     assert application_uri(str(path)) == OURS
     assert application_uri("") == DEFAULT_URI
+
+
+def test_a_file_expires_with_the_first_of_its_certificates(tmp_path: Path) -> None:
+    later, _ = make_certificate(tmp_path, "later", OURS, server=False)
+    sooner, _ = make_certificate(tmp_path, "sooner", OURS, server=False, begin=timedelta(days=-5))
+    loaded = [x509.load_der_x509_certificate(path.read_bytes()) for path in (later, sooner)]
+    both = tmp_path / "both.pem"
+    both.write_bytes(b"".join(c.public_bytes(serialization.Encoding.PEM) for c in loaded))
+    assert expires_at(str(later)) == loaded[0].not_valid_after_utc.timestamp()
+    assert expires_at(str(both)) == loaded[1].not_valid_after_utc.timestamp()
+    with pytest.raises(ConfigError, match="no certificate"):
+        expires_at(str(tmp_path / "later.pem"))
 
 
 # ---- over the wire --------------------------------------------------------------------------------------

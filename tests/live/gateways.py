@@ -19,6 +19,7 @@ import sqlite3
 import sys
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -258,6 +259,13 @@ class Rig:
 
     def log(self) -> str:
         return (self.folder / "gateway.log").read_text(errors="replace")
+
+    def metric(self, series: str) -> float:
+        """Return the value of a series that the gateway tells."""
+        with urllib.request.urlopen(f"{self.http}/metrics", timeout=WAIT_S) as answer:
+            lines = [line.rpartition(" ") for line in answer.read().decode().splitlines()]
+        [value] = [value for name, _, value in lines if name == f"edgemirror_{series}"]
+        return float(value)
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Return the events of a name that the gateway has logged so far, over all its lives."""

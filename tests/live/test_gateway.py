@@ -373,6 +373,7 @@ def test_stopped_in_order_or_frozen_it_loses_nothing(tmp_path: Path) -> None:
         rig.process.thaw()
         back = time.monotonic()
         rig.live()
+        assert 2.5 < rig.metric("sample_gap_seconds_max") < 30
         thawed_s = round(time.monotonic() - back, 3)
         rig.settle()
         verdict = rig.verdict()

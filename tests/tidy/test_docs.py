@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import dataclasses
 import importlib
 import re
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tidy.tree import ROOT, modules
+from tests.tidy.tree import ROOT, Module, modules
 
 DOCS = ROOT / "docs"
 METRIC = re.compile(r"edgemirror_[a-z0-9_]*[a-z0-9]")
@@ -97,16 +98,45 @@ def test_every_event_is_in_the_docs() -> None:
     assert undocumented(sorted(events), page("operations.md")) == []
 
 
-def test_every_event_that_is_logged_is_known() -> None:
-    events = importlib.import_module("gateway.io.log").EVENTS
-    logged = {
-        (module.path, node.args[0].value)
-        for module in modules("gateway")
+def told(module: Module) -> set[str]:
+    """Return the names of the events that a module tells: `log(NAME)`, or by a callback `_on_event(NAME)`."""
+    return {
+        part.value
         for node in ast.walk(module.tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "log" and node.args
-        and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("log", "_on_event") and node.args
+        for part in ast.walk(node.args[0])
+        if isinstance(part, ast.Constant) and isinstance(part.value, str)
     }  # fmt: skip
-    assert sorted((path, name) for path, name in logged if name not in events) == []
+
+
+def test_every_event_that_is_told_is_known_and_every_known_one_is_told() -> None:
+    events = set(importlib.import_module("gateway.io.log").EVENTS)
+    found = {name for module in modules("gateway") for name in told(module)}
+    assert (sorted(found - events), sorted(events - found)) == ([], [])
+
+
+def given(module: Module, name: str) -> set[str]:
+    """Return the keywords that a module gives where it calls `name`; `*` for those that are computed."""
+    return {
+        keyword.arg or "*"
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
+        for keyword in node.keywords
+    }  # fmt: skip
+
+
+def test_every_figure_that_metrics_are_made_of_is_fed_by_the_survey() -> None:
+    health, mqtt = importlib.import_module("gateway.health"), importlib.import_module("gateway.io.mqtt")
+    [survey] = [module for module in modules("gateway") if module.path == "gateway/io/survey.py"]
+    starved = {}
+    for name in ("Figures", "SourceFigures", "JournalFigures", "SyncFigures", "MqttFigures"):
+        fields = {field.name for field in dataclasses.fields(getattr(health, name))}
+        fed = given(survey, name)
+        if name == "MqttFigures":  # filled by name from the publisher's own counters
+            assert fed == {"*"}
+            fed = {field.name for field in dataclasses.fields(mqtt.Status)}
+        starved[name] = fields - fed
+    assert {name: missing for name, missing in starved.items() if missing} == {}
 
 
 def links(path: Path) -> list[str]:
@@ -129,5 +159,8 @@ def test_what_is_missing_on_a_page_is_found(tmp_path: Path) -> None:
     assert undocumented(["--json"], "`edgemirror tail --json`") == []
     assert undocumented(["run"], "```\nedgemirror run -c FILE\n```") == []
     assert undocumented(["bucket"], "`sync.bucket`") == ["bucket"]
+    snippet = Module("a.py", "log('a.b' if x else 'c.d', e='f')\nself._on_event('g.h', {})\nFigures(a=1, **b)")
+    assert told(snippet) == {"a.b", "c.d", "g.h"}
+    assert given(snippet, "Figures") == {"a", "*"}
     (tmp_path / "a.md").write_text("[gone](b.md) [here](a.md) [out](https://example.org)")
     assert links(tmp_path / "a.md") == ["b.md"]
