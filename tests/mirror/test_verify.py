@@ -248,10 +248,12 @@ def test_a_log_rewritten_from_the_start_with_the_right_keys_is_a_fork_to_who_rem
 def test_noise_and_strangers_in_the_log_are_told():
     writer = log()
     writer.store.put(LAYOUT.segment(5), b"noise")
-    writer.store.put(LAYOUT.log + "readme.txt", b"hello")
+    arabic = LAYOUT.log + "\u0660" * 19 + "\u0661.parquet"
+    for key in (LAYOUT.log + "readme.txt", arabic):
+        writer.store.put(key, b"hello")
     report = verify_store(writer.store, LAYOUT)
     assert [f[:2] for f in report.findings] == [(5, Flaw.UNREADABLE)]
-    assert report.strangers == [LAYOUT.log + "readme.txt"]
+    assert report.strangers == [LAYOUT.log + "readme.txt", arabic]
     assert not report.verified
 
 
