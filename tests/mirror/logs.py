@@ -12,7 +12,7 @@ from mirror import segment
 from mirror.batch import Batch, Kind, digest
 from mirror.coverage import Coverage, Stream
 from mirror.facts import encode_facts
-from mirror.header import Header, canonical, chain_hash, public_hex, sign
+from mirror.header import Header, canonical, chain_hash, key_id, public_hex, sign
 from mirror.layout import Layout
 from mirror.store import MemoryStore
 from mirror.tags import Tag, TagTable
@@ -73,6 +73,13 @@ def unsign(header: bytes) -> bytes:
     """Return the header without its signature."""
     bare = msgspec.json.decode(header)
     return canonical({k: v for k, v in bare.items() if k not in ("signature", "key_id")})
+
+
+def resign(header: bytes, key: Ed25519PrivateKey = KEY, **members: object) -> bytes:
+    """Return the header with other members under a genuine signature, whether our own code would write it or not."""
+    bare = {k: v for k, v in {**msgspec.json.decode(header), **members}.items() if k not in ("signature", "key_id")}
+    signature = key.sign(b"edgemirror header 1\0" + canonical(bare)).hex()
+    return canonical({**bare, "key_id": key_id(public_hex(key)), "signature": signature})
 
 
 def log(segments: int = 5, rows_each: int = 6) -> LogWriter:

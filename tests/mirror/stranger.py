@@ -82,6 +82,14 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
 
 
+def numbers_fit(value: Any) -> None:
+    if isinstance(value, int):
+        assert -(2**63) <= value < 2**63
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            numbers_fit(part)
+
+
 def verify(segments: Iterable[bytes]) -> list[dict[str, Any]]:
     """Check a log from segment 0 on; return its headers."""
     keys: dict[str, str] = {}
@@ -92,8 +100,9 @@ def verify(segments: Iterable[bytes]) -> list[dict[str, Any]]:
         raw = footer[b"edgemirror.header"]
         header = json.loads(raw)
         assert header.get("format", 1) == 1 and canonical(header) == raw
-        assert header.get("seq", 0) == seq
-        keys = keys or header["keys"]
+        numbers_fit(header)
+        assert header.get("seq", 0) == seq and header.get("epoch", 0) >= 0
+        keys = keys or dict(header["keys"])
         public = bytes.fromhex(keys[header["holder"]])
         assert hashlib.sha256(public).hexdigest()[:16] == header["key_id"]
         signed = canonical({k: v for k, v in header.items() if k not in ("key_id", "signature")})
@@ -113,7 +122,8 @@ def verify(segments: Iterable[bytes]) -> list[dict[str, Any]]:
         assert (hashlib.sha256(facts).hexdigest() if facts else "") == header.get("facts_sha256", "")
         if facts:
             header["facts"] = json.loads(zstandard.decompress(facts))
-        keys = {**keys, **header.get("keys", {})}
+        for name, public in header.get("keys", {}).items():
+            assert keys.setdefault(name, public) == public
         headers.append(header)
         before, raw_before = data, raw
     return headers

@@ -272,6 +272,7 @@ def test_an_unreadable_last_segment_is_refused_unless_we_know_its_hash_ourselves
         (lambda log: other(log, 2, key=A, holder="a", prev="00"), "fork"),
         (lambda log: other(log, 0, key=A, holder="a"), "epoch"),
         (lambda log: b"noise", "altered"),
+        (lambda log: other(log, 2, key=A, holder="a", keys={"a": public_hex(B)}), "re-keyed"),
     ],
 )
 def test_what_is_no_segment_of_this_log_is_never_taken_in(data: Any, word: str):

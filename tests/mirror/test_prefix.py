@@ -84,6 +84,13 @@ def test_a_replica_may_write_once_an_enrolled_one_has_enrolled_it(prefix: Prefix
     assert prefix.at.holder == "b"
 
 
+def test_an_enrolled_replica_cannot_take_anothers_name(prefix: Prefix):
+    grow(prefix, after(prefix, keys={"b": public_hex(B)}))
+    assert flaw(prefix, after(prefix, epoch=2, holder="b", keys={"a": public_hex(B)}), B) is Flaw.REKEYED
+    grow(prefix, after(prefix, epoch=2, holder="b", keys={"a": public_hex(A)}), B)
+    assert prefix.at.keys == {"a": public_hex(A), "b": public_hex(B)}
+
+
 def test_stepping_over_an_unreadable_segment_takes_its_hash_from_its_successor(prefix: Prefix):
     lost = sign(after(prefix), A)
     successor = after(prefix, seq=2, prev=chain_hash(lost), prev_file="f1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from mirror.tags import Tag
 from mirror.verify import verify_store
 from tests.mirror import stranger
 from tests.mirror.batches import batches
-from tests.mirror.logs import KEY, LAYOUT, log
+from tests.mirror.logs import KEY, LAYOUT, OTHER, LogWriter, log, resign
 from tests.mirror.test_segment import GOLDEN, HEADER, TAGS, ordered, plant
 
 DOCUMENT = (Path(__file__).parent.parent.parent / "docs" / "segment-format.md").read_text()
@@ -108,6 +109,28 @@ def test_a_stranger_refuses_a_log_that_is_altered(member: str) -> None:
     files = [objects[LAYOUT.segment(0)].body, objects[LAYOUT.segment(1)].body, bytes(data)]
     with pytest.raises((AssertionError, KeyError, InvalidSignature)):
         stranger.verify(files)
+
+
+def written(*headers: dict[str, Any]) -> Any:
+    """Return a log of fences with such members."""
+    writer = LogWriter()
+    return [writer.write(**header) for header in headers]
+
+
+def test_a_stranger_refuses_a_name_that_gets_another_key() -> None:
+    b = {"keys": {"b": public_hex(OTHER)}}
+    again = {"holder": "b", "epoch": 2, "signed_by": OTHER}
+    stranger.verify(written({}, b, {**again, "keys": {"a": public_hex(KEY)}}))
+    with pytest.raises(AssertionError):
+        stranger.verify(written({}, b, {**again, "keys": {"a": public_hex(OTHER)}}))
+
+
+def test_a_stranger_refuses_a_number_beyond_int64() -> None:
+    fence = written({})[0]
+    for epoch, fits in ((2**63 - 1, True), (2**63, False), (-1, False)):
+        data = segment.encode(Batch.zeros(0), TAGS, resign(segment.read_header(fence), epoch=epoch))
+        with nullcontext() if fits else pytest.raises(AssertionError):
+            stranger.verify([data])
 
 
 # --- the golden log -----------------------------------------------------------------------------------

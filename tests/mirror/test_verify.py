@@ -16,7 +16,7 @@ from mirror.header import Closing, Finding, Flaw, canonical, chain_hash, public_
 from mirror.layout import Layout
 from mirror.prefix import Prefix, Saved
 from mirror.verify import Report, verify_store
-from tests.mirror.logs import KEY, LAYOUT, OTHER, TAGS, LogWriter, log, rows
+from tests.mirror.logs import KEY, LAYOUT, OTHER, TAGS, LogWriter, log, resign, rows
 
 
 def flaws(writer: LogWriter, **how: object) -> list[tuple[int, str]]:
@@ -153,6 +153,25 @@ def test_an_unsigned_a_mis_signed_and_a_foreign_segment_are_named():
     data = segment.encode(rows(400, 6), TAGS, canonical({**header, "epoch": 9}))
     swap_in(forged, 4, data)
     assert flaws(forged) == [(4, "mis-signed")]
+
+
+def test_an_enrolled_replica_that_takes_anothers_name_is_named_and_does_not_get_it():
+    writer = log()
+    writer.write(6, keys={"b": public_hex(OTHER)})
+    writer.write(6, epoch=2, holder="b", signed_by=OTHER, keys={"a": public_hex(OTHER)})
+    writer.write(6, epoch=3, signed_by=OTHER)
+    assert flaws(writer) == [(6, "re-keyed"), (7, "foreign")]
+    report = verify_store(writer.store, LAYOUT)
+    assert report.streams[0].newest == 60, "neither of them promises anything"
+
+
+def test_a_claim_beyond_int64_is_not_a_claim():
+    writer = log()
+    header = segment.read_header(body(writer, 4))
+    claim = msgspec.to_builtins(Coverage("s", "1-1", 30, 2**80, "a"))
+    swap_in(writer, 4, segment.encode(rows(400, 6), TAGS, resign(header, intervals=[claim])))
+    assert (4, "altered") in flaws(writer)
+    assert verify_store(writer.store, LAYOUT).streams[0].newest == 40
 
 
 def test_samples_that_are_not_those_signed_are_altered_even_under_a_genuine_header():
