@@ -198,9 +198,7 @@ class Refused:
 class Alarm:
     """Something is wrong that does not stop us."""
 
-    seq: int
-    flaw: Flaw
-    detail: str
+    finding: Finding
 
 
 Effect = (
@@ -282,6 +280,7 @@ class Chain:
         self._broken: SegmentBroken | None = None
         self._suspect: Finding | None = None
         self._failures = 0
+        self._denied = 0  # how often a name was listed and could not be read
 
     @property
     def ready(self) -> bool:
@@ -330,7 +329,7 @@ class Chain:
                 return self._broke(event)
             case Listed():
                 assert self.phase is Phase.ABOVE
-                return self._above(event)
+                return self._above(event, now)
         raise AssertionError(f"{event} in phase {self.phase}")
 
     # Requests and time
@@ -396,11 +395,11 @@ class Chain:
         return self._ask(ReadSegment(self.prefix.at.seq))
 
     def _follow(self, event: SegmentRead) -> list[Effect]:
-        self._failures = 0
         assert event.seq == self.prefix.at.seq
         if event.header is None:
             self.phase = Phase.ABOVE
             return self._ask(ListFrom(event.seq))
+        self._failures = self._denied = 0
         found = self.prefix.judge(event.header)
         if isinstance(found, Finding):
             return self._doubt(found) if found.flaw is Flaw.FORK else self._bad(found)
@@ -409,15 +408,17 @@ class Chain:
             return [*absorbed, *self._fenced(f"epoch {found.epoch} of {found.holder!r} stands in segment {found.seq}")]
         return [*absorbed, *self._forward()]
 
-    def _above(self, event: Listed) -> list[Effect]:
+    def _above(self, event: Listed, now: float) -> list[Effect]:
         """Nothing under the next name: is it the end, or a hole?"""
         end = self.prefix.at.seq
-        if event.seq == end:
-            return self._forward()
+        if event.seq == end:  # it has just come, or the store contradicts itself
+            self.phase, self._request, self._denied = Phase.FOLLOW, ReadSegment(end), self._denied + 1
+            absent = Finding(end, Flaw.MISSING, "it is listed and cannot be read")
+            return [*([Alarm(absent)] if self._denied == 2 else []), *self._later(now)]
         if event.seq is not None:
             assert event.seq > end
             return self._doubt(Finding(end, Flaw.MISSING, f"segment {event.seq} stands above it"))
-        self.phase = Phase.IDLE
+        self.phase, self._failures, self._denied = Phase.IDLE, 0, 0
         if self._epoch and not self.placed:
             return self._begin(self._fence)
         return [AtEnd(self.prefix.at.epoch)]
@@ -430,7 +431,7 @@ class Chain:
     def _broke(self, event: SegmentBroken) -> list[Effect]:
         """A segment that is there and cannot be read: only its successor can say what it was."""
         if self.phase is Phase.LAST:
-            return [Alarm(event.seq, Flaw.UNREADABLE, event.detail), *self._forward()]
+            return [Alarm(Finding(event.seq, Flaw.UNREADABLE, event.detail)), *self._forward()]
         if self.phase is Phase.OVER:
             return self._bad(Finding(event.seq, Flaw.UNREADABLE, event.detail))
         returned = self._give_back()
@@ -449,12 +450,13 @@ class Chain:
         self._broken = None
         self.prefix.skip(found)
         self.phase = Phase.FOLLOW
-        return [Alarm(*hole), *self._follow(event)]
+        return [Alarm(hole), *self._follow(event)]
 
     def _absorb(self, header: Header, digest: str, file: str) -> list[Effect]:
         effects: list[Effect] = []
         if header.prev_file and self.prefix.at.file not in ("", header.prev_file):
-            effects.append(Alarm(header.seq - 1, Flaw.ALTERED, "its bytes are not those that its successor names"))
+            other = "its bytes are not those that its successor names"
+            effects.append(Alarm(Finding(header.seq - 1, Flaw.ALTERED, other)))
         self.prefix.absorb(header, digest, file)
         return [*effects, Absorbed(header, digest)]
 
@@ -464,7 +466,7 @@ class Chain:
             hint = "somebody else's log stands there: set another group.name or prefix, or enrol this replica's key"
         if finding.flaw is Flaw.NEWER:
             hint = "update edgemirror on this replica"
-        return self._refuse(f"segment {finding.seq} is {finding.flaw}: {finding.detail}", hint)
+        return self._refuse(str(finding), hint)
 
     # Leading
 
@@ -472,16 +474,6 @@ class Chain:
         assert self.phase is Phase.IDLE
         assert not self._epoch, "a process leads once under one epoch"
         at = self.prefix.at
-        if at.seq and at.keys.get(self.replica) != public_hex(self._key):
-            return self._refuse(
-                f"the log belongs to {', '.join(sorted(at.keys))}; the key of {self.replica!r} is not enrolled in it",
-                "set another group.name or prefix, or enrol this replica's key",
-            )
-        if at.arbiter and at.arbiter != self.arbiter:
-            return self._refuse(
-                f"the log was led under arbiter {at.arbiter!r}, and this replica has {self.arbiter!r}",
-                "give all replicas of the group the same [arbiter]",
-            )
         if event.epoch <= at.epoch:
             return self._fenced(f"epoch {at.epoch} of {at.holder!r} is not below ours, {event.epoch}")
         self._epoch, self._incarnation, self._fence = event.epoch, event.incarnation, event.fence
@@ -490,10 +482,16 @@ class Chain:
     def _begin(self, fence: Header) -> list[Effect]:
         assert fence.rows == 0
         assert not fence.intervals
+        if (bar := self._barred(fence)) is not None:
+            return self._refuse(*bar)
         if self._must_fence():
             return self._send(fence, None, fence=True)
         self.placed = True
         return [Placed(self._epoch)]
+
+    def _barred(self, fence: Header) -> tuple[str, str] | None:
+        """Whoever began or led this log while we were reading may not be one of ours."""
+        return self.prefix.barred(self.replica, public_hex(self._key), self.arbiter, fence.keys)
 
     def _must_fence(self) -> bool:
         """A leader's first segment is empty: nothing may rest on a log that may still be appended to by another."""

@@ -54,6 +54,9 @@ class Finding(NamedTuple):
     flaw: Flaw
     detail: str
 
+    def __str__(self) -> str:
+        return f"segment {self.seq} is {self.flaw}: {self.detail}"
+
 
 class Closing(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a gap ended: its id, by what, and the publish time at which it ended."""
@@ -218,7 +221,7 @@ def check(data: bytes, group: str, keys: Mapping[str, str], seq: int) -> Header:
     """
     found = examine(data, group, keys, seq)
     if isinstance(found, Finding):
-        raise Corrupt(f"segment {seq} is {found.flaw}: {found.detail}")
+        raise Corrupt(str(found))
     return found
 
 

@@ -10,11 +10,13 @@ What it does not do: read the log (`mirror.chain`) or judge a header by itself (
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from mirror.coverage import Coverage, Promise
 from mirror.errors import Corrupt
-from mirror.header import Finding, Flaw, Header, canonical, examine
+from mirror.header import Finding, Flaw, Header, canonical, examine, rekeyed
 
 
 class Saved(msgspec.Struct, omit_defaults=True):
@@ -73,6 +75,31 @@ class Prefix:
         if found.epoch == at.epoch and (found.holder, found.incarnation) != (at.holder, at.incarnation):
             return Finding(at.seq, Flaw.EPOCH, f"{found.holder!r} and {at.holder!r} both wrote in epoch {at.epoch}")
         return found
+
+    def barred(self, replica: str, public: str, arbiter: str, keys: Mapping[str, str]) -> tuple[str, str] | None:
+        """Return why a replica may not lead this log, and what to do about it; None if it may.
+
+        Args:
+            replica: Its name.
+            public: Its key, in hex.
+            arbiter: Who says that it leads.
+            keys: Those that its first segment would enrol.
+        """
+        at = self.at
+        if at.seq and at.keys.get(replica) != public:
+            owners = ", ".join(sorted(at.keys))
+            return (
+                f"the log belongs to {owners}; the key of {replica!r} is not enrolled in it",
+                "set another group.name or prefix, or enrol this replica's key",
+            )
+        if at.arbiter and at.arbiter != arbiter:
+            return (
+                f"the log was led under arbiter {at.arbiter!r}, and this replica has {arbiter!r}",
+                "give all replicas of the group the same [arbiter]",
+            )
+        if (name := rekeyed(at.keys, keys)) is not None:
+            return f"{name!r} has another key in the log", "give all replicas of the group the same keys"
+        return None
 
     def absorb(self, header: Header, digest: str, file: str) -> None:
         """Take in a segment that `judge` found good.

@@ -282,8 +282,8 @@ class Pusher:
             case chain.Refused(what, hint):
                 self._plan(sync.Closed())
                 self._refuse(ConfigError(what, hint=hint))
-            case chain.Alarm(seq, flaw, detail):
-                log("push.failed", error=f"segment {seq} is {flaw}: {detail}", hint="run `edgemirror verify`")
+            case chain.Alarm(finding):
+                log("push.failed", error=str(finding), hint="run `edgemirror verify`")
 
     def _refuse(self, error: ConfigError) -> None:
         log("push.refused", error=str(error), hint=error.hint)
