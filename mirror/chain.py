@@ -431,6 +431,7 @@ class Chain:
     def _broke(self, event: SegmentBroken) -> list[Effect]:
         """A segment that is there and cannot be read: only its successor can say what it was."""
         if self.phase is Phase.LAST:
+            self.prefix.at.told.clear()  # some of it may stand nowhere else: then all gaps are told again
             return [Alarm(Finding(event.seq, Flaw.UNREADABLE, event.detail)), *self._forward()]
         if self.phase is Phase.OVER:
             return self._bad(Finding(event.seq, Flaw.UNREADABLE, event.detail))

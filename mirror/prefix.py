@@ -130,6 +130,9 @@ class Prefix:
             self.promise.add(claim)
 
     def skip(self, successor: Header) -> None:
-        """Step over segments that cannot be used: the hash of the last one is known from its genuine successor."""
+        """Step over segments that cannot be used: the hash of the last one is known from its genuine successor.
+
+        What they claimed and told was never taken in, so it counts as neither pushed nor told.
+        """
         assert successor.seq >= self.at.seq
         self.at.seq, self.at.hash, self.at.file = successor.seq, successor.prev, successor.prev_file

@@ -73,6 +73,8 @@ class Report(msgspec.Struct):
         streams: One for each stream and timeline.
         claims: What its good segments promise together.
         gaps: Every gap told, as it stood last; `closed_by` is None while it is open.
+        lost: First and last of each run of segments without a genuine header: what gaps those told is
+            not known, and `gaps` may lack them or show them open.
         findings: What is wrong, by segment.
         strangers: Keys below `log/` that are no segment names.
     """
@@ -90,6 +92,7 @@ class Report(msgspec.Struct):
     streams: list[StreamReport] = []
     claims: list[Coverage] = []
     gaps: list[Gap] = []
+    lost: list[tuple[int, int]] = []
     findings: list[Finding] = []
     strangers: list[str] = []
 
@@ -155,7 +158,8 @@ class _Walk:
         sizes, at = self._sizes(), self.prefix.at.seq
         for seq in sorted(sizes.keys() | {seq for seq in self.known if seq >= at}):
             self._missing(at, seq)
-            self._segment(seq, sizes.get(seq))
+            if not self._segment(seq, sizes.get(seq)):
+                self._lost(seq, seq)
             at = seq + 1
         self.told.next = at
 
@@ -164,6 +168,14 @@ class _Walk:
         for seq in range(start, min(end, start + MISSING_MAX)):
             up_to = f", nor up to {end - 1}" if seq == start + MISSING_MAX - 1 and seq < end - 1 else ""
             self._found(Finding(seq, Flaw.MISSING, f"no object has its name{up_to}"))
+        if end > start:
+            self._lost(start, end - 1)
+
+    def _lost(self, first: int, last: int) -> None:
+        lost = self.told.lost
+        if lost and lost[-1][1] == first - 1:
+            first = lost.pop()[0]
+        lost.append((first, last))
 
     def _from_floor(self, floor: Object) -> None:
         try:
@@ -192,24 +204,25 @@ class _Walk:
                 sizes[seq] = found.size
         return sizes
 
-    def _segment(self, seq: int, size: int | None) -> None:
+    def _segment(self, seq: int, size: int | None) -> bool:
+        """Check a segment; return whether its header is genuine."""
         if size is not None and size > SEGMENT_BYTES_MAX:
             self._found(Finding(seq, Flaw.UNREADABLE, f"{size} bytes; {SEGMENT_BYTES_MAX} is the most"))
-            return
+            return False
         found = None if size is None else self.store.get(self.layout.segment(seq))
         if found is None:
             self._found(Finding(seq, Flaw.MISSING, "no object has its name"))
-            return
+            return False
         self.told.size_bytes += found.size
         file = hashlib.sha256(found.body).hexdigest()
         try:
             data = segment.read_header(found.body)
         except Corrupt as error:
             self._found(Finding(seq, Flaw.UNREADABLE, str(error)))
-            return
+            return False
         header = self._judged(seq, data)
         if header is None:
-            return
+            return False
         self._check_before(header)
         written = found.metadata.get("sha256", file)
         good = self._is_body_good(header, found.body)
@@ -218,6 +231,7 @@ class _Walk:
         if self.known.get(seq, chain_hash(data)) != chain_hash(data):
             self._found(Finding(seq, Flaw.FORK, "a replica remembers another segment here"))
         self._take_in(header, chain_hash(data), file, good=good)
+        return True
 
     def _judged(self, seq: int, data: bytes) -> Header | None:
         """Return a genuine header; one that does not fit its predecessor is named and followed all the same."""
@@ -272,6 +286,10 @@ class _Walk:
             told.epochs.append((header.epoch, header.holder, header.seq))
         self.prefix.absorb(header, hash, file)
         self.sources.update({stream.id: stream.source for stream in header.streams})
+        for gap in header.gaps:
+            self.gaps[gap.id] = gap
+        for closing in header.closures:
+            self._close(closing)
         if not good:
             return
         told.segments += 1
@@ -279,10 +297,6 @@ class _Walk:
         told.rows += header.rows
         for claim in header.intervals:
             self.promise.add(claim)
-        for gap in header.gaps:
-            self.gaps[gap.id] = gap
-        for closing in header.closures:
-            self._close(closing)
 
     def _close(self, closing: Closing) -> None:
         gap = self.gaps.get(closing.gap)

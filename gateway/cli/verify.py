@@ -71,6 +71,9 @@ def _print(report: Report, took_s: float) -> None:
     for gap in report.gaps:
         closed = f"closed by {gap.closed_by}" if gap.closed_by else "open"
         print(f"gap {gap.id}: {gap.reason}, {_clock(gap.start)} to {_clock(gap.end)}, {closed}")
+    for first, last in report.lost:
+        which = f"segment {first}" if first == last else f"segments {first} to {last}"
+        print(f"{which} cannot be read: what gaps they told is not known")
     for finding in report.findings:
         print(f"WRONG: segment {finding.seq}: {finding.flaw}: {finding.detail}")
     for key in report.strangers:

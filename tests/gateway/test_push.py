@@ -19,7 +19,7 @@ from gateway.io.sealing import Surroundings
 from mirror.batch import Batch, Heap, Kind
 from mirror.coverage import Closure, Coverage, Gap, Grade, Reason
 from mirror.errors import ConfigError, Conflict, Fenced, Unavailable
-from mirror.header import Clock, Header, public_hex
+from mirror.header import Clock, Flaw, Header, public_hex
 from mirror.io.s3 import together
 from mirror.layout import Layout
 from mirror.verify import verify_store
@@ -137,6 +137,23 @@ def test_gaps_and_their_closing_reach_the_log(box: Box):
     segments = box.verified().next
     box.run(60)
     assert box.verified().next == segments, "told once"
+
+
+def test_gaps_are_told_again_where_the_segment_that_told_them_cannot_be_read_any_more(box: Box):
+    gap = Gap.opened(STREAM, TIMELINE, 20, Reason.DISCONNECTED, end=50)
+    with box.journal.transaction():
+        box.journal.open_gap(gap)
+    box.run(12)
+    last = LAYOUT.segment(box.verified().next - 1)
+    box.store.put(last, box.store.objects[last].body[:-9])
+    box.pusher = None
+    box.run(30)
+    report = verify_store(box.store, LAYOUT, keys={"a": public_hex(KEY)})
+    assert [f[:2] for f in report.findings] == [(1, Flaw.UNREADABLE)]
+    assert [g.id for g in report.gaps] == [gap.id]
+    segments = report.next
+    box.run(60)
+    assert verify_store(box.store, LAYOUT).next == segments, "told once"
 
 
 def test_rows_from_history_are_pushed_under_their_own_origin(box: Box):

@@ -97,3 +97,11 @@ def test_stepping_over_an_unreadable_segment_takes_its_hash_from_its_successor(p
     prefix.skip(successor)
     assert (prefix.at.seq, prefix.at.hash, prefix.at.file) == (2, chain_hash(lost), "f1")
     grow(prefix, successor)
+
+
+def test_gaps_told_in_a_segment_that_is_stepped_over_count_as_untold(prefix: Prefix):
+    known, lost = Gap.opened("s", "1-1", 5, Reason.MISSED), Gap.opened("s", "1-1", 7, Reason.MISSED, end=8)
+    grow(prefix, after(prefix, gaps=(known,)))
+    gone = sign(after(prefix, gaps=(lost,), closures=(Closing(known.id, Closure.LOST),)), A)
+    prefix.skip(after(prefix, seq=3, prev=chain_hash(gone)))
+    assert prefix.at.told == {known.id: known.extent}, "the journal's ledger differs from this, so it tells both"

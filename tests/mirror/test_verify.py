@@ -113,6 +113,7 @@ def test_an_object_with_a_number_far_above_does_not_keep_the_walk_for_ever():
     assert [f.flaw for f in report.findings] == [Flaw.MISSING] * 1000 + [Flaw.UNREADABLE]
     assert str(9 * 10**18 - 1) in report.findings[999].detail
     assert report.segments == 5
+    assert report.lost == [(5, 9 * 10**18)]
     assert msgspec.json.encode(report)
     writer.store.put(LAYOUT.log + "9" * 20 + ".parquet", b"noise")
     assert verify_store(writer.store, LAYOUT).strangers == [LAYOUT.log + "9" * 20 + ".parquet"]
@@ -283,6 +284,7 @@ def test_several_flaws_are_all_found_in_one_walk():
     writer.store.delete(LAYOUT.segment(5))
     swap_in(writer, 7, body(writer, 3))
     assert flaws(writer) == [(2, "missing"), (4, "unreadable"), (5, "missing"), (7, "misplaced")]
+    assert verify_store(writer.store, LAYOUT).lost == [(2, 2), (4, 5), (7, 7)]
 
 
 def test_a_log_cleaned_up_to_a_floor_is_verified_from_there():
@@ -329,6 +331,29 @@ def test_gaps_are_told_as_they_stood_last():
     told = {g.id: g for g in report.gaps}
     assert (told[gap.id].end, told[gap.id].closed_by, told[gap.id].closed_reason) == (30, Closure.LOST, "retention")
     assert told[other.id].closed_by is None
+
+
+def test_what_a_lost_segment_told_of_gaps_is_said_to_be_unknown():
+    writer = log(1)
+    gap = Gap.opened("s", "1-1", 20, Reason.MISSED)
+    writer.write(2, gaps=(gap,))
+    writer.write(2, closures=(Closing(gap.id, Closure.LOST, "retention"),))
+    writer.write(2)
+    assert verify_store(writer.store, LAYOUT).lost == []
+    writer.store.delete(LAYOUT.segment(1))
+    report = verify_store(writer.store, LAYOUT)
+    assert (report.gaps, report.lost) == ([], [(1, 1)])
+
+
+def test_a_gap_counts_where_the_header_is_genuine_and_the_samples_are_not():
+    writer = log(1)
+    gap = Gap.opened("s", "1-1", 20, Reason.MISSED)
+    writer.write(2, gaps=(gap,))
+    header = segment.read_header(body(writer, 1))
+    swap_in(writer, 1, segment.encode(rows(0, 2), TAGS, header))
+    report = verify_store(writer.store, LAYOUT)
+    assert [f[:2] for f in report.findings] == [(1, Flaw.ALTERED)]
+    assert (report.gaps, report.lost, report.claims) == ([gap], [], [])
 
 
 def test_held_rows_make_nothing_complete_and_stand_in_the_claims():
