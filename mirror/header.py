@@ -26,6 +26,7 @@ from mirror.errors import Corrupt
 FORMAT = 1
 HEADER_BYTES_MAX = 16 * 1024 * 1024
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+FLOOR = -1  # stands for floor.json where a finding has a segment's number
 
 _DOMAIN = b"edgemirror header 1\0"
 _SIGNATURE_FIELDS = ("key_id", "signature")
@@ -48,14 +49,19 @@ class Flaw(StrEnum):
 
 
 class Finding(NamedTuple):
-    """One flaw of one segment."""
+    """One flaw of one segment, or of `floor.json` where `seq` is FLOOR."""
 
     seq: int
     flaw: Flaw
     detail: str
 
+    @property
+    def place(self) -> str:
+        """What it is about, in words."""
+        return "floor.json" if self.seq == FLOOR else f"segment {self.seq}"
+
     def __str__(self) -> str:
-        return f"segment {self.seq} is {self.flaw}: {self.detail}"
+        return f"{self.place} is {self.flaw}: {self.detail}"
 
 
 class Closing(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -199,7 +205,7 @@ def examine(data: bytes, group: str, keys: Mapping[str, str], seq: int) -> Heade
         return Finding(seq, Flaw.FOREIGN, f"replica {header.holder!r} is not enrolled")
     if header.key_id != key_id(public):
         return Finding(seq, Flaw.FOREIGN, f"key {header.key_id} is not the one enrolled for {header.holder!r}")
-    if not _verified(bare, header.signature, public):
+    if not is_signed(_DOMAIN, bare, header.signature, public):
         return Finding(seq, Flaw.MIS_SIGNED, f"the signature of {header.holder!r} does not fit")
     if header.seq != seq:
         return Finding(seq, Flaw.MISPLACED, f"it is segment {header.seq} of this log")
@@ -279,12 +285,13 @@ def _check_members(header: Header) -> None:
     check_claims(header.intervals)
 
 
-def _verified(bare: dict[str, Any], signature: str, public: str) -> bool:
+def is_signed(domain: bytes, bare: Mapping[str, Any], signature: str, public: str) -> bool:
+    """Tell whether a signature in hex fits what it is cut out of: the canonical JSON of `bare` behind its domain."""
     try:
         raw = bytes.fromhex(signature)
         if raw.hex() != signature:  # the same 64 bytes in another spelling would be another header
             return False
-        Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(raw, _DOMAIN + canonical(bare))
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(raw, domain + canonical(bare))
     except (InvalidSignature, ValueError):
         return False
     return True

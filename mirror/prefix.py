@@ -20,7 +20,10 @@ from mirror.header import Finding, Flaw, Header, canonical, examine, rekeyed
 
 
 class Saved(msgspec.Struct, omit_defaults=True):
-    """A `Prefix` on disk, or in `floor.json`, where `seq` is the lowest sequence still kept."""
+    """A `Prefix` on disk, or in `floor.json`, where `seq` is the lowest sequence still kept.
+
+    `genesis` is the chain hash of segment 0: it tells this log from another of the same group and keys.
+    """
 
     group: str
     seq: int = 0
@@ -34,6 +37,7 @@ class Saved(msgspec.Struct, omit_defaults=True):
     facts: str = ""
     told: dict[str, str] = {}
     claims: list[Coverage] = []
+    genesis: str = ""
 
 
 class Prefix:
@@ -113,6 +117,7 @@ class Prefix:
         assert header.seq == at.seq
         assert header.prev == at.hash
         assert header.epoch >= at.epoch
+        at.genesis = at.genesis if header.seq else digest
         at.seq, at.hash, at.file = header.seq + 1, digest, file
         at.epoch, at.holder, at.incarnation, at.arbiter = (
             header.epoch,
@@ -135,4 +140,6 @@ class Prefix:
         What they claimed and told was never taken in, so it counts as neither pushed nor told.
         """
         assert successor.seq >= self.at.seq
+        if successor.seq == 1:
+            self.at.genesis = successor.prev
         self.at.seq, self.at.hash, self.at.file = successor.seq, successor.prev, successor.prev_file

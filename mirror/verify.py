@@ -1,7 +1,8 @@
 """The proof that a log is whole: every segment read, every digest worked out again, every flaw named.
 
-The walk believes nothing but keys: those that it is given, or else the one that segment 0 enrols. What
-it finds wrong it names and steps over, so that one rotten segment does not hide the next. A segment
+The walk believes nothing but keys: those that it is given, or else those that the log's beginning names,
+segment 0 or the floor. A floor that they do not sign excuses nothing: what is missing is missing. What it
+finds wrong it names and steps over, so that one rotten segment does not hide the next. A segment
 whose samples are not those that were signed promises nothing: its intervals count as missing.
 
 What the store alone cannot tell is whether the newest segments were deleted; give `known`, what a
@@ -21,10 +22,11 @@ from mirror import segment
 from mirror.batch import Batch, digest
 from mirror.coverage import Coverage, Gap, Promise
 from mirror.errors import Corrupt
-from mirror.header import Closing, Finding, Flaw, Header, chain_hash, examine
+from mirror.floor import Floor, examine_floor
+from mirror.header import FLOOR, Closing, Finding, Flaw, Header, chain_hash, examine
 from mirror.layout import Layout
 from mirror.prefix import Prefix, Saved
-from mirror.store import Object, ObjectStore
+from mirror.store import ObjectStore
 from mirror.tags import TagTable
 
 MISSING_MAX = 1_000  # of a run of numbers without an object so many are told one by one
@@ -62,7 +64,9 @@ class Report(msgspec.Struct):
     Attributes:
         store: Its name.
         group: Whose log.
-        first: Lowest sequence read: the floor.
+        believed: What the proof rests on: `keys` that were given, or else those that `segment 0` or
+            `floor.json` names.
+        first: Lowest sequence read: the floor, if there is one that counts.
         next: One more than the highest sequence found.
         segments: Good ones, fences included.
         fences: Of these, those without rows or claims.
@@ -81,6 +85,7 @@ class Report(msgspec.Struct):
 
     store: str
     group: str
+    believed: str = ""
     first: int = 0
     next: int = 0
     segments: int = 0
@@ -115,7 +120,8 @@ def verify_store(
     Args:
         store: Where it is.
         layout: Whose it is.
-        keys: Replica -> public key in hex, known from elsewhere; without it segment 0 is believed.
+        keys: Replica -> public key in hex, known from elsewhere; a floor has to be signed by one of them.
+            Without them segment 0 is believed, or the floor if `known` is empty too.
         known: Sequence -> chain hash, as a replica's journal remembers them.
         visit: See `Visitor`.
 
@@ -151,12 +157,13 @@ class _Walk:
         self.found: set[tuple[int, Flaw]] = set()
 
     def run(self) -> None:
+        self.told.believed = "keys" if self.prefix.at.keys else "segment 0"
         floor = self.store.get(self.layout.floor)
         if floor is not None:
-            self._from_floor(floor)
-        self.told.first = self.prefix.at.seq
-        sizes, at = self._sizes(), self.prefix.at.seq
-        for seq in sorted(sizes.keys() | {seq for seq in self.known if seq >= at}):
+            self._from_floor(floor.body)
+        self.told.first = at = self.prefix.at.seq
+        sizes, kept = self._sizes(), {at} if at else set()  # what a floor names is always there
+        for seq in sorted(sizes.keys() | kept | {seq for seq in self.known if seq >= at}):
             self._missing(at, seq)
             if not self._segment(seq, sizes.get(seq)):
                 self._lost(seq, seq)
@@ -177,21 +184,30 @@ class _Walk:
             first = lost.pop()[0]
         lost.append((first, last))
 
-    def _from_floor(self, floor: Object) -> None:
-        try:
-            below = Prefix.load(floor.body)
-        except Corrupt as error:
-            self._found(Finding(0, Flaw.UNREADABLE, f"floor.json: {error}"))
+    def _from_floor(self, data: bytes) -> None:
+        """Begin at the floor, if it counts; otherwise nothing says that anything may be missing."""
+        found = self._judged_floor(data)
+        if isinstance(found, Finding):
+            self._found(found)
             return
-        if any(below.at.keys.get(name) != key for name, key in self.prefix.at.keys.items()):
-            self._found(Finding(below.at.seq, Flaw.FOREIGN, "floor.json enrols other keys than those expected"))
-            below.at.keys.update(self.prefix.at.keys)
-        last = below.at.seq - 1  # nobody signs floor.json: a forged one must not hide what a replica remembers
-        if self.known and last >= 0 and self.known.get(last) != below.at.hash:
-            told = "another segment" if last in self.known else "no segment"
-            self._found(Finding(last, Flaw.FORK, f"floor.json begins behind it, and a replica remembers {told} here"))
-        self.prefix = below
-        self.promise = Promise(below.promise.claims())
+        given = self.prefix.at.keys
+        if not given:
+            self.told.believed = "floor.json"
+        self.prefix = Prefix(msgspec.structs.replace(found.below, keys={**found.below.keys, **given}))
+        self.promise = Promise(found.below.claims)
+
+    def _judged_floor(self, data: bytes) -> Floor | Finding:
+        at = self.prefix.at
+        if self.known and not at.keys:
+            return Finding(
+                FLOOR, Flaw.FOREIGN, "a replica remembers this log, and nobody's key is known to judge it by"
+            )
+        found = examine_floor(data, at.group, at.keys, self.known.get(0, ""))
+        if isinstance(found, Floor):
+            last, hash = found.below.seq - 1, found.below.hash
+            if self.known.get(last, hash) != hash:
+                return Finding(FLOOR, Flaw.FORK, f"it follows another segment {last} than a replica remembers")
+        return found
 
     def _sizes(self) -> dict[int, int]:
         """Return the size of each segment that the store lists, by number."""

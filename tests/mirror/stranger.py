@@ -90,12 +90,28 @@ def numbers_fit(value: Any) -> None:
             numbers_fit(part)
 
 
-def verify(segments: Iterable[bytes]) -> list[dict[str, Any]]:
-    """Check a log from segment 0 on; return its headers."""
-    keys: dict[str, str] = {}
+def read_floor(data: bytes, group: str, trusted: dict[str, str] | None = None) -> dict[str, Any]:
+    """Check a floor by keys that are trusted, or else by its own; return it."""
+    floor: dict[str, Any] = json.loads(data)
+    assert floor.get("format", 1) == 1 and canonical(floor) == data
+    numbers_fit(floor)
+    assert floor["group"] == group and floor["seq"] >= 1 and floor.get("epoch", 0) >= 0
+    trusted = trusted or floor["keys"]
+    signed = canonical({k: v for k, v in floor.items() if k != "signature"})
+    Ed25519PublicKey.from_public_bytes(bytes.fromhex(trusted[floor["signer"]])).verify(
+        bytes.fromhex(floor["signature"]), b"edgemirror floor 1\0" + signed
+    )
+    assert all(trusted.get(name, public) == public for name, public in floor["keys"].items())
+    return floor
+
+
+def verify(segments: Iterable[bytes], floor: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Check a log from segment 0 on, or from a floor; return its headers."""
+    start = floor or {}
+    keys: dict[str, str] = dict(start.get("keys", {}))
     headers: list[dict[str, Any]] = []
-    before, raw_before = b"", b""
-    for seq, data in enumerate(segments):
+    before, hash_before, epoch = b"", start.get("hash", ""), start.get("epoch", 0)
+    for seq, data in enumerate(segments, start.get("seq", 0)):
         footer = pq.read_metadata(io.BytesIO(data)).metadata
         raw = footer[b"edgemirror.header"]
         header = json.loads(raw)
@@ -109,11 +125,10 @@ def verify(segments: Iterable[bytes]) -> list[dict[str, Any]]:
         Ed25519PublicKey.from_public_bytes(public).verify(
             bytes.fromhex(header["signature"]), b"edgemirror header 1\0" + signed
         )
-        assert header.get("prev", "") == (hashlib.sha3_256(raw_before).hexdigest() if seq else "")
-        if header.get("prev_file"):
+        assert header.get("prev", "") == hash_before
+        if header.get("prev_file") and before:
             assert header["prev_file"] == hashlib.sha256(before).hexdigest()
-        if headers:
-            assert header["epoch"] >= headers[-1]["epoch"]
+        assert header["epoch"] >= epoch
         assert footer[b"edgemirror.format"] == b"1"
         found = rows(data)
         assert found == sorted(found)
@@ -125,5 +140,5 @@ def verify(segments: Iterable[bytes]) -> list[dict[str, Any]]:
         for name, public in header.get("keys", {}).items():
             assert keys.setdefault(name, public) == public
         headers.append(header)
-        before, raw_before = data, raw
+        before, hash_before, epoch = data, hashlib.sha3_256(raw).hexdigest(), header["epoch"]
     return headers

@@ -66,7 +66,7 @@ def test_a_name_that_is_listed_and_cannot_be_read_is_asked_for_ever_more_rarely(
     log = Log()
     effects, now, pauses, alarms = log.chain.step(m.Start(), 0.0), 0.0, [], []
     for _ in range(40):
-        answers = {m.ReadFloor: m.FloorRead(0), m.ReadSegment: m.SegmentRead(0, None), m.ListFrom: m.Listed(0)}
+        answers = {m.ReadFloor: m.FloorRead(), m.ReadSegment: m.SegmentRead(0, None), m.ListFrom: m.Listed(0)}
         requests = [effect for effect in effects if type(effect) in answers]
         alarms += [effect for effect in effects if isinstance(effect, m.Alarm)]
         if requests:
