@@ -455,20 +455,21 @@ class Chain:
         if event.header is None:
             return self._bad(hole)
         found = examine(event.header, at.group, at.keys, event.seq)
-        if isinstance(found, Finding) or found.epoch < at.epoch:
+        if isinstance(found, Finding) or not self._may_follow(found):
             return self._bad(hole)
         self._broken = None
         self.prefix.skip(found)
         self.phase = Phase.FOLLOW
         return [Alarm(hole), *self._follow(event)]
 
+    def _may_follow(self, header: Header) -> bool:
+        """Only what could stand behind a hole proves what was in it."""
+        return header.epoch >= self.prefix.at.epoch
+
     def _absorb(self, header: Header, digest: str, file: str) -> list[Effect]:
-        effects: list[Effect] = []
-        if header.prev_file and self.prefix.at.file not in ("", header.prev_file):
-            other = "its bytes are not those that its successor names"
-            effects.append(Alarm(Finding(header.seq - 1, Flaw.ALTERED, other)))
+        altered = self.prefix.altered(header)
         self.prefix.absorb(header, digest, file)
-        return [*effects, Absorbed(header, digest)]
+        return [*([] if altered is None else [Alarm(altered)]), Absorbed(header, digest)]
 
     def _bad(self, finding: Finding) -> list[Effect]:
         hint = _HINTS.get(

@@ -105,6 +105,13 @@ class Prefix:
             return f"{name!r} has another key in the log", "give all replicas of the group the same keys"
         return None
 
+    def altered(self, header: Header) -> Finding | None:
+        """Return a finding if the next header names other bytes than those that stand under the last name."""
+        file = self.at.file
+        if not header.prev_file or not file or header.prev_file == file:
+            return None
+        return Finding(header.seq - 1, Flaw.ALTERED, "its bytes are not those that its successor names")
+
     def absorb(self, header: Header, digest: str, file: str) -> None:
         """Take in a segment that `judge` found good.
 

@@ -239,7 +239,8 @@ class _Walk:
         header = self._judged(seq, data)
         if header is None:
             return False
-        self._check_before(header)
+        if (altered := self.prefix.altered(header)) is not None:
+            self._found(altered)
         written = found.metadata.get("sha256", file)
         good = self._is_body_good(header, found.body)
         if good and file != written:
@@ -266,12 +267,6 @@ class _Walk:
         assert isinstance(header, Header)
         self.prefix = Prefix(msgspec.structs.replace(at, hash=header.prev, file="", epoch=0), self.prefix.promise)
         return header
-
-    def _check_before(self, header: Header) -> None:
-        """The header names the bytes of the segment before it."""
-        before = self.prefix.at.file
-        if header.prev_file and before and header.prev_file != before:
-            self._found(Finding(header.seq - 1, Flaw.ALTERED, "its bytes are not those that its successor names"))
 
     def _is_body_good(self, header: Header, data: bytes) -> bool:
         if (format := segment.read_format(data)) != segment.FORMAT:

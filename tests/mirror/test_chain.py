@@ -181,8 +181,8 @@ def cleaned_up(log: Log, seq: int) -> bytes:
 
 def other(log: Log, epoch: int, *, key: Any = B, holder: str = "b", **fields: Any) -> bytes:
     at = log.chain.prefix.at
-    fields = {"group": "g", "seq": at.seq, "prev": at.hash, "arbiter": "solo", **fields}
-    return sign(Header(epoch=epoch, holder=holder, incarnation="x", **fields), key)
+    fields = {"group": "g", "seq": at.seq, "prev": at.hash, "arbiter": "solo", "incarnation": "x", **fields}
+    return sign(Header(epoch=epoch, holder=holder, **fields), key)
 
 
 BOTH = {"a": public_hex(A), "b": public_hex(B)}

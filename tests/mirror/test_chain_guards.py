@@ -9,8 +9,9 @@ from typing import Any
 
 from mirror import chain as m
 from mirror.chain import Chain, Phase
-from mirror.header import Finding, Flaw, Header
-from tests.mirror.test_chain import Log, kinds, refusal
+from mirror.header import Finding, Flaw, Header, sign
+from mirror.prefix import Saved
+from tests.mirror.test_chain import BOTH, A, Log, cleaned_up, floor, kinds, other, refusal
 
 
 class Unbarred(Chain):
@@ -82,3 +83,129 @@ def test_a_name_that_is_listed_and_cannot_be_read_is_asked_for_ever_more_rarely(
     log.chain.step(m.SegmentRead(0, None), now)
     assert kinds(log.chain.step(m.Listed(None), now)) == ["AtEnd"]
     assert log.chain.phase is Phase.IDLE
+
+
+class NeverAstray(Chain):
+    """Believes what it has read itself, whatever the floor says."""
+
+    def _is_astray(self, below: Saved) -> bool:
+        return False
+
+
+def one_reads_a_late_write_under_a_freed_name(chain: type[Chain]) -> list[Any]:
+    """`a` is at segment 1 when clean-up frees that name and a late write of its own predecessor takes it."""
+    log = Log()
+    log.lead()
+    saved = log.chain.prefix.save()
+    late = other(log, 1, key=A, holder="a", incarnation="inc1", rows=9)
+    for body in "xy":
+        log.run(m.Offer(Header(rows=1), body))
+    reader = Log(saved=saved, chain=chain)
+    reader.segments = {**log.segments, 1: late}
+    reader.chain.phase, reader.chain._request = (
+        Phase.FOLLOW,
+        m.ReadSegment(1),
+    )  # it had read the floor before that moved
+    reader.floor = cleaned_up(log, 2)
+    told = reader.run(m.SegmentRead(1, late))
+    if reader.chain.phase is Phase.IDLE:
+        assert reader.chain.prefix.at.hash == log.chain.prefix.at.hash
+    return told
+
+
+def test_who_took_in_a_late_write_under_a_freed_name_goes_on_from_the_floor():
+    assert kinds(one_reads_a_late_write_under_a_freed_name(Chain)) == ["Absorbed", "Absorbed", "AtEnd"]
+
+
+def test_who_never_thinks_himself_astray_is_stuck_behind_a_freed_name():
+    told = one_reads_a_late_write_under_a_freed_name(NeverAstray)
+    assert kinds(told) == ["Absorbed", "Refused"]
+    assert "segment 2 is fork" in told[-1].what
+
+
+class BlindToTheFloor(Chain):
+    """Does not look who led last below the floor."""
+
+    def _overtaken(self, by: Header | Saved) -> bool:
+        return isinstance(by, Header) and super()._overtaken(by)
+
+
+def a_leader_meets_a_floor_of_its_successor(chain: type[Chain]) -> tuple[Log, list[Any]]:
+    """`a` leads with epoch 1 and finds its next name taken by something else; `b` has led since, and cleaned up."""
+    log = Log(chain=chain)
+    log.lead(keys=BOTH)
+    log.chain.step(m.Offer(Header(rows=1), "body"), 0.0)
+    log.chain.step(m.Written(1, False, ""), 0.0)
+    log.chain.step(m.Wake(), 1.0)
+    late = other(log, 1, key=A, holder="a", incarnation="inc1", prev="00" * 32)
+    effects = log.chain.step(m.SegmentRead(1, late), 1.0)
+    assert effects == [m.Returned("body"), m.ReadFloor()]
+    successor = {"epoch": 2, "holder": "b", "incarnation": "x"}
+    return log, log.chain.step(m.FloorRead(floor(log, 5, **successor)), 1.0)
+
+
+def test_a_leader_whose_successor_stands_below_the_floor_is_fenced():
+    log, effects = a_leader_meets_a_floor_of_its_successor(Chain)
+    assert kinds(effects) == ["FencedOut"]
+    assert "epoch 2 of 'b' stands below segment 5" in effects[0].reason
+    assert not log.chain.placed
+
+
+def test_a_leader_blind_to_the_floor_goes_on_as_a_leader():
+    log, effects = a_leader_meets_a_floor_of_its_successor(BlindToTheFloor)
+    assert effects == [m.ReadSegment(5)]
+    assert log.chain.placed
+
+
+class AnySuccessor(Chain):
+    """Steps over a hole to whatever stands behind it."""
+
+    def _may_follow(self, header: Header) -> bool:
+        return True
+
+
+def a_hole_with_an_older_leader_behind_it(chain: type[Chain]) -> Log:
+    """Segment 1 cannot be read; segment 2 is genuine, and of an epoch that had ended before."""
+    first = Log()
+    first.lead(2)
+    log = Log(saved=first.chain.prefix.save(), chain=chain)
+    stale = sign(Header(group="g", seq=2, epoch=1, holder="a", incarnation="inc1", prev="ee" * 32), A)
+    log.segments, log.broken = {**first.segments, 1: b"", 2: stale}, {1}
+    return log
+
+
+def test_an_older_leaders_segment_behind_a_hole_does_not_prove_what_was_in_it():
+    log = a_hole_with_an_older_leader_behind_it(Chain)
+    assert "segment 1 is unreadable" in refusal(log, m.Start()).what
+    assert (log.chain.prefix.at.seq, log.chain.prefix.at.epoch) == (1, 2)
+
+
+def test_without_looking_at_its_epoch_the_prefix_would_rest_on_it():
+    log = a_hole_with_an_older_leader_behind_it(AnySuccessor)
+    assert "segment 2 is epoch" in refusal(log, m.Start()).what
+    assert log.chain.prefix.at.hash == "ee" * 32
+
+
+class BlindToBytes(Chain):
+    """Does not compare the object before with what its successor names."""
+
+    def _absorb(self, header: Header, digest: str, file: str) -> list[m.Effect]:
+        self.prefix.absorb(header, digest, file)
+        return [m.Absorbed(header, digest)]
+
+
+def a_log_of_which_an_object_was_exchanged(chain: type[Chain]) -> list[Any]:
+    """The object under segment 0 has the genuine header, and other bytes than those that were written."""
+    first = Log()
+    first.lead()
+    first.run(m.Offer(Header(rows=1), "x"))
+    log = Log(chain=chain)
+    log.segments, log.files = first.segments, {0: "other", 1: "file1"}
+    return log.run(m.Start())
+
+
+def test_an_object_with_other_bytes_than_its_successor_names_is_told():
+    told = a_log_of_which_an_object_was_exchanged(Chain)
+    assert kinds(told) == ["Absorbed", "Alarm", "Absorbed", "AtEnd"]
+    assert told[1].finding[:2] == (0, Flaw.ALTERED)
+    assert kinds(a_log_of_which_an_object_was_exchanged(BlindToBytes)) == ["Absorbed", "Absorbed", "AtEnd"]
