@@ -25,11 +25,17 @@ from typing import Any
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from mirror.floor import Known
 from mirror.header import Finding, Flaw, Header, chain_hash, examine, public_hex, sign
-from mirror.prefix import Prefix
+from mirror.prefix import Prefix, Saved
 
 RETRY_FIRST_S = 0.25
 RETRY_MAX_S = 30.0
+
+_HINTS = {
+    Flaw.FOREIGN: "somebody else's log stands there: set another group.name or prefix, or enrol this replica's key",
+    Flaw.NEWER: "update edgemirror on this replica",
+}
 
 
 # Events. Each request among the effects is answered by exactly one of them, or by `Away`.
@@ -64,10 +70,9 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class FloorRead:
-    """Answer to ReadFloor: the lowest sequence kept, and the prefix below it where it is recorded."""
+    """Answer to ReadFloor: what stands in `floor.json`; None if there is no such object."""
 
-    seq: int
-    below: Prefix | None = None
+    data: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,28 +200,24 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Believed:
+    """This replica knew nothing of the log and took the keys in `floor.json` at its word."""
+
+    seq: int
+    signer: str
+
+
+@dataclass(frozen=True, slots=True)
 class Alarm:
     """Something is wrong that does not stop us."""
 
-    seq: int
-    flaw: Flaw
-    detail: str
+    finding: Finding
 
 
 Effect = (
-    ReadFloor
-    | ReadSegment
-    | ListFrom
-    | Put
-    | Absorbed
-    | AtEnd
-    | Placed
-    | Accepted
-    | Returned
-    | FencedOut
-    | Refused
-    | Alarm
-)
+    ReadFloor | ReadSegment | ListFrom | Put
+    | Absorbed | AtEnd | Placed | Accepted | Returned | FencedOut | Refused | Believed | Alarm
+)  # fmt: skip
 Request = ReadFloor | ReadSegment | ListFrom | Put
 
 
@@ -282,6 +283,8 @@ class Chain:
         self._broken: SegmentBroken | None = None
         self._suspect: Finding | None = None
         self._failures = 0
+        self._denied = 0  # how often a name was listed and could not be read
+        self._floor = Known()
 
     @property
     def ready(self) -> bool:
@@ -330,7 +333,7 @@ class Chain:
                 return self._broke(event)
             case Listed():
                 assert self.phase is Phase.ABOVE
-                return self._above(event)
+                return self._above(event, now)
         raise AssertionError(f"{event} in phase {self.phase}")
 
     # Requests and time
@@ -359,29 +362,32 @@ class Chain:
 
     # Reading to the end
 
+    def _learn_floor(self, event: FloorRead) -> list[Effect]:
+        flaw = self._floor.learn(event.data, self.prefix.at)
+        return [] if flaw is None else [Alarm(flaw)]
+
     def _from_floor(self, event: FloorRead) -> list[Effect]:
         self._failures = 0
         suspect, self._suspect = self._suspect, None
-        at, below = self.prefix.at, event.below
-        # A name below the floor means nothing: what we read there may be a late write that found it free.
-        astray = below is not None and below.at.seq == at.seq and below.at.hash != at.hash
-        if at.seq < event.seq or astray:
-            if below is None:
-                return self._refuse(
-                    f"the log is kept from segment {event.seq} on, and this replica knows it up to {at.seq}",
-                    "restore this replica from another one or from a checkpoint",
-                )
-            assert below.at.seq == event.seq
-            self.prefix = below
-            if self._epoch and below.at.epoch >= self._epoch and below.at.incarnation != self._incarnation:
-                return self._fenced(f"epoch {below.at.epoch} of {below.at.holder!r} stands below segment {event.seq}")
-            return self._forward()
-        if suspect is not None and suspect.seq >= event.seq:
-            return self._bad(suspect)
-        if at.seq > event.seq:
+        told, at = self._learn_floor(event), self.prefix.at
+        floor, kept = self._floor.floor, self._floor.seq
+        if floor is not None and (at.seq < kept or self._is_astray(floor.below)):
+            below, self.prefix = floor.below, Prefix(floor.below)
+            if not at.keys:
+                told.append(Believed(below.seq, floor.signer))
+            if self._overtaken(below):
+                return [*told, *self._fenced(f"epoch {below.epoch} of {below.holder!r} stands below segment {kept}")]
+            return [*told, *self._forward()]
+        if suspect is not None and suspect.seq >= kept:
+            return [*told, *self._bad(suspect)]
+        if at.seq > kept:
             self.phase = Phase.LAST
-            return self._ask(ReadSegment(at.seq - 1))
-        return self._forward()
+            return [*told, *self._ask(ReadSegment(at.seq - 1))]
+        return [*told, *self._forward()]
+
+    def _is_astray(self, below: Saved) -> bool:
+        """A name below the floor means nothing: what we read there may be a late write that found it free."""
+        return below.seq == self.prefix.at.seq and below.hash != self.prefix.at.hash
 
     def _last(self, event: SegmentRead) -> list[Effect]:
         if event.header is None:
@@ -396,11 +402,11 @@ class Chain:
         return self._ask(ReadSegment(self.prefix.at.seq))
 
     def _follow(self, event: SegmentRead) -> list[Effect]:
-        self._failures = 0
         assert event.seq == self.prefix.at.seq
         if event.header is None:
             self.phase = Phase.ABOVE
             return self._ask(ListFrom(event.seq))
+        self._failures = self._denied = 0
         found = self.prefix.judge(event.header)
         if isinstance(found, Finding):
             return self._doubt(found) if found.flaw is Flaw.FORK else self._bad(found)
@@ -409,15 +415,19 @@ class Chain:
             return [*absorbed, *self._fenced(f"epoch {found.epoch} of {found.holder!r} stands in segment {found.seq}")]
         return [*absorbed, *self._forward()]
 
-    def _above(self, event: Listed) -> list[Effect]:
+    def _above(self, event: Listed, now: float) -> list[Effect]:
         """Nothing under the next name: is it the end, or a hole?"""
         end = self.prefix.at.seq
-        if event.seq == end:
-            return self._forward()
+        if event.seq == end:  # it has just come, or the store contradicts itself
+            self.phase, self._request, self._denied = Phase.FOLLOW, ReadSegment(end), self._denied + 1
+            absent = Finding(end, Flaw.MISSING, "it is listed and cannot be read")
+            return [*([Alarm(absent)] if self._denied == 2 else []), *self._later(now)]
         if event.seq is not None:
             assert event.seq > end
             return self._doubt(Finding(end, Flaw.MISSING, f"segment {event.seq} stands above it"))
-        self.phase = Phase.IDLE
+        if self._floor.seq == end > 0:
+            return self._doubt(Finding(end, Flaw.MISSING, "floor.json says that it is kept"))
+        self.phase, self._failures, self._denied = Phase.IDLE, 0, 0
         if self._epoch and not self.placed:
             return self._begin(self._fence)
         return [AtEnd(self.prefix.at.epoch)]
@@ -430,7 +440,8 @@ class Chain:
     def _broke(self, event: SegmentBroken) -> list[Effect]:
         """A segment that is there and cannot be read: only its successor can say what it was."""
         if self.phase is Phase.LAST:
-            return [Alarm(event.seq, Flaw.UNREADABLE, event.detail), *self._forward()]
+            self.prefix.at.told.clear()  # some of it may stand nowhere else: then all gaps are told again
+            return [Alarm(Finding(event.seq, Flaw.UNREADABLE, event.detail)), *self._forward()]
         if self.phase is Phase.OVER:
             return self._bad(Finding(event.seq, Flaw.UNREADABLE, event.detail))
         returned = self._give_back()
@@ -444,27 +455,28 @@ class Chain:
         if event.header is None:
             return self._bad(hole)
         found = examine(event.header, at.group, at.keys, event.seq)
-        if isinstance(found, Finding) or found.epoch < at.epoch:
+        if isinstance(found, Finding) or not self._may_follow(found):
             return self._bad(hole)
         self._broken = None
         self.prefix.skip(found)
         self.phase = Phase.FOLLOW
-        return [Alarm(*hole), *self._follow(event)]
+        return [Alarm(hole), *self._follow(event)]
+
+    def _may_follow(self, header: Header) -> bool:
+        """Only what could stand behind a hole proves what was in it."""
+        return header.epoch >= self.prefix.at.epoch
 
     def _absorb(self, header: Header, digest: str, file: str) -> list[Effect]:
-        effects: list[Effect] = []
-        if header.prev_file and self.prefix.at.file not in ("", header.prev_file):
-            effects.append(Alarm(header.seq - 1, Flaw.ALTERED, "its bytes are not those that its successor names"))
+        altered = self.prefix.altered(header)
         self.prefix.absorb(header, digest, file)
-        return [*effects, Absorbed(header, digest)]
+        return [*([] if altered is None else [Alarm(altered)]), Absorbed(header, digest)]
 
     def _bad(self, finding: Finding) -> list[Effect]:
-        hint = "run `edgemirror verify`; restore the bucket, or begin a new log by another group.name or prefix"
-        if finding.flaw is Flaw.FOREIGN:
-            hint = "somebody else's log stands there: set another group.name or prefix, or enrol this replica's key"
-        if finding.flaw is Flaw.NEWER:
-            hint = "update edgemirror on this replica"
-        return self._refuse(f"segment {finding.seq} is {finding.flaw}: {finding.detail}", hint)
+        hint = _HINTS.get(
+            finding.flaw,
+            "run `edgemirror verify`; restore the bucket, or begin a new log by another group.name or prefix",
+        )
+        return self._refuse(str(finding) + (f"; {self._floor.flaw}" if self._floor.flaw else ""), hint)
 
     # Leading
 
@@ -472,16 +484,6 @@ class Chain:
         assert self.phase is Phase.IDLE
         assert not self._epoch, "a process leads once under one epoch"
         at = self.prefix.at
-        if at.seq and at.keys.get(self.replica) != public_hex(self._key):
-            return self._refuse(
-                f"the log belongs to {', '.join(sorted(at.keys))}; the key of {self.replica!r} is not enrolled in it",
-                "set another group.name or prefix, or enrol this replica's key",
-            )
-        if at.arbiter and at.arbiter != self.arbiter:
-            return self._refuse(
-                f"the log was led under arbiter {at.arbiter!r}, and this replica has {self.arbiter!r}",
-                "give all replicas of the group the same [arbiter]",
-            )
         if event.epoch <= at.epoch:
             return self._fenced(f"epoch {at.epoch} of {at.holder!r} is not below ours, {event.epoch}")
         self._epoch, self._incarnation, self._fence = event.epoch, event.incarnation, event.fence
@@ -490,10 +492,16 @@ class Chain:
     def _begin(self, fence: Header) -> list[Effect]:
         assert fence.rows == 0
         assert not fence.intervals
+        if (bar := self._barred(fence)) is not None:
+            return self._refuse(*bar)
         if self._must_fence():
             return self._send(fence, None, fence=True)
         self.placed = True
         return [Placed(self._epoch)]
+
+    def _barred(self, fence: Header) -> tuple[str, str] | None:
+        """Whoever began or led this log while we were reading may not be one of ours."""
+        return self.prefix.barred(self.replica, public_hex(self._key), self.arbiter, fence.keys)
 
     def _must_fence(self) -> bool:
         """A leader's first segment is empty: nothing may rest on a log that may still be appended to by another."""
@@ -547,10 +555,10 @@ class Chain:
         self.phase = Phase.FOLLOW
         return self._follow(event)
 
-    def _overtaken(self, header: Header) -> bool:
+    def _overtaken(self, by: Header | Saved) -> bool:
         mine = (self.replica, self._incarnation)
         return bool(self._epoch) and (
-            header.epoch > self._epoch or (header.epoch == self._epoch and (header.holder, header.incarnation) != mine)
+            by.epoch > self._epoch or (by.epoch == self._epoch and (by.holder, by.incarnation) != mine)
         )
 
     def _success(self) -> list[Effect]:
@@ -559,14 +567,14 @@ class Chain:
         return self._ask(ReadFloor())
 
     def _settle(self, event: FloorRead) -> list[Effect]:
-        out, self._out = self._out, None
+        out, told = self._out, self._learn_floor(event)
         assert out is not None
-        if self._is_below(out.seq, event.seq):
-            self._out = out
-            reason = f"segment {out.seq} was written below the floor, {event.seq}: its number had been used and freed"
-            return [*self._give_back(), *self._fenced(reason)]
-        self.phase = Phase.IDLE
-        absorbed = self._absorb(out.header, out.hash, out.file)
+        kept = self._floor.seq
+        if self._is_below(out.seq, kept):
+            reason = f"segment {out.seq} was written below the floor, {kept}: its number had been used and freed"
+            return [*told, *self._fenced(reason)]
+        self.phase, self._out = Phase.IDLE, None
+        absorbed = [*told, *self._absorb(out.header, out.hash, out.file)]
         if not self.placed:
             self.placed = True
             absorbed.append(Placed(self._epoch))

@@ -12,7 +12,7 @@ all ask it. What it does not do: look at the samples, or at the neighbours in th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -25,6 +25,8 @@ from mirror.errors import Corrupt
 
 FORMAT = 1
 HEADER_BYTES_MAX = 16 * 1024 * 1024
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+FLOOR = -1  # stands for floor.json where a finding has a segment's number
 
 _DOMAIN = b"edgemirror header 1\0"
 _SIGNATURE_FIELDS = ("key_id", "signature")
@@ -40,17 +42,26 @@ class Flaw(StrEnum):
     UNSIGNED = "unsigned"
     MIS_SIGNED = "mis-signed"  # the signature does not fit: altered or forged
     FOREIGN = "foreign"  # of another log, or signed by a key that is not enrolled
+    REKEYED = "re-keyed"  # gives another key to a name that has one
     FORK = "fork"  # genuine, but the successor of another segment than the one before
     EPOCH = "epoch"  # of an older leader, or of a second one in the same epoch
     NEWER = "newer"  # of a format that this program does not know
 
 
 class Finding(NamedTuple):
-    """One flaw of one segment."""
+    """One flaw of one segment, or of `floor.json` where `seq` is FLOOR."""
 
     seq: int
     flaw: Flaw
     detail: str
+
+    @property
+    def place(self) -> str:
+        """What it is about, in words."""
+        return "floor.json" if self.seq == FLOOR else f"segment {self.seq}"
+
+    def __str__(self) -> str:
+        return f"{self.place} is {self.flaw}: {self.detail}"
 
 
 class Closing(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -105,7 +116,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         sources: ApplicationUri -> namespace array.
         clock: Of the writer, if it could be read.
         keys: Replicas enrolled by this segment -> raw Ed25519 public key in hex. Segment 0 enrols its
-            own writer; later keys count because an enrolled writer signed them.
+            own writer; later keys count because an enrolled writer signed them. A name keeps its key.
         key_id: See `key_id`; not under the signature.
         signature: Ed25519 over everything else, in hex.
     """
@@ -194,11 +205,18 @@ def examine(data: bytes, group: str, keys: Mapping[str, str], seq: int) -> Heade
         return Finding(seq, Flaw.FOREIGN, f"replica {header.holder!r} is not enrolled")
     if header.key_id != key_id(public):
         return Finding(seq, Flaw.FOREIGN, f"key {header.key_id} is not the one enrolled for {header.holder!r}")
-    if not _verified(bare, header.signature, public):
+    if not is_signed(_DOMAIN, bare, header.signature, public):
         return Finding(seq, Flaw.MIS_SIGNED, f"the signature of {header.holder!r} does not fit")
     if header.seq != seq:
         return Finding(seq, Flaw.MISPLACED, f"it is segment {header.seq} of this log")
+    if (name := rekeyed(keys, header.keys)) is not None:
+        return Finding(seq, Flaw.REKEYED, f"{header.holder!r} gives another key to {name!r}")
     return header
+
+
+def rekeyed(known: Mapping[str, str], keys: Mapping[str, str]) -> str | None:
+    """Return the first name that has another key in `keys` than it has in `known`; None if there is none."""
+    return next((name for name, public in sorted(keys.items()) if known.get(name, public) != public), None)
 
 
 def check(data: bytes, group: str, keys: Mapping[str, str], seq: int) -> Header:
@@ -209,7 +227,7 @@ def check(data: bytes, group: str, keys: Mapping[str, str], seq: int) -> Header:
     """
     found = examine(data, group, keys, seq)
     if isinstance(found, Finding):
-        raise Corrupt(f"segment {seq} is {found.flaw}: {found.detail}")
+        raise Corrupt(str(found))
     return found
 
 
@@ -225,7 +243,8 @@ def _parse(data: bytes) -> tuple[dict[str, Any], Header] | str:
         if bare.get("format", FORMAT) != FORMAT:  # then nothing else may mean what it means here
             return bare, msgspec.convert({"format": bare["format"]}, Header)
         header = msgspec.convert(bare, Header)
-        _check_keys(header)
+        check_numbers(bare)
+        _check_members(header)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         return f"the header cannot be read: {error}"
     for name in _SIGNATURE_FIELDS:
@@ -233,20 +252,46 @@ def _parse(data: bytes) -> tuple[dict[str, Any], Header] | str:
     return bare, header
 
 
-def _check_keys(header: Header) -> None:
-    for name, public in header.keys.items():
-        if len(bytes.fromhex(public)) != 32:
-            raise ValueError(f"the key of {name!r} has not 32 bytes")
-    if any(claim.end <= claim.start for claim in header.intervals):
+def check_numbers(value: Any) -> None:
+    """Raise ValueError if an integer in a decoded JSON text does not fit into an int64: SQLite could not hold it."""
+    todo = [value]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict):
+            todo.extend(value.values())
+        elif isinstance(value, list):
+            todo.extend(value)
+        elif isinstance(value, int) and not INT64_MIN <= value <= INT64_MAX:
+            raise ValueError(f"{value} is no 64-bit integer")
+
+
+def check_keys(keys: Mapping[str, str]) -> None:
+    """Raise ValueError if a value is not 32 bytes in the one spelling of hex."""
+    for name, public in keys.items():
+        if len(raw := bytes.fromhex(public)) != 32 or raw.hex() != public:
+            raise ValueError(f"the key of {name!r} is not 32 bytes in hex")
+
+
+def check_claims(claims: Iterable[Coverage]) -> None:
+    """Raise ValueError if an interval is empty."""
+    if any(claim.end <= claim.start for claim in claims):
         raise ValueError("an interval ends before it begins")
 
 
-def _verified(bare: dict[str, Any], signature: str, public: str) -> bool:
+def _check_members(header: Header) -> None:
+    if header.seq < 0 or header.epoch < 0:
+        raise ValueError("seq and epoch begin at 0")
+    check_keys(header.keys)
+    check_claims(header.intervals)
+
+
+def is_signed(domain: bytes, bare: Mapping[str, Any], signature: str, public: str) -> bool:
+    """Tell whether a signature in hex fits what it is cut out of: the canonical JSON of `bare` behind its domain."""
     try:
         raw = bytes.fromhex(signature)
         if raw.hex() != signature:  # the same 64 bytes in another spelling would be another header
             return False
-        Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(raw, _DOMAIN + canonical(bare))
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(raw, domain + canonical(bare))
     except (InvalidSignature, ValueError):
         return False
     return True

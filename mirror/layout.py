@@ -16,7 +16,7 @@ SEQUENCE_DIGITS = 20
 SEQUENCES_END = 2**63
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_SEGMENT = re.compile(rf"log/(\d{{{SEQUENCE_DIGITS}}})\.parquet")
+_SEGMENT = re.compile(rf"log/([0-9]{{{SEQUENCE_DIGITS}}})\.parquet")
 
 
 @dataclass(frozen=True, slots=True)

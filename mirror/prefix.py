@@ -10,15 +10,20 @@ What it does not do: read the log (`mirror.chain`) or judge a header by itself (
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from mirror.coverage import Coverage, Promise
 from mirror.errors import Corrupt
-from mirror.header import Finding, Flaw, Header, canonical, examine
+from mirror.header import Finding, Flaw, Header, canonical, examine, rekeyed
 
 
 class Saved(msgspec.Struct, omit_defaults=True):
-    """A `Prefix` on disk, or in `floor.json`, where `seq` is the lowest sequence still kept."""
+    """A `Prefix` on disk, or in `floor.json`, where `seq` is the lowest sequence still kept.
+
+    `genesis` is the chain hash of segment 0: it tells this log from another of the same group and keys.
+    """
 
     group: str
     seq: int = 0
@@ -32,6 +37,7 @@ class Saved(msgspec.Struct, omit_defaults=True):
     facts: str = ""
     told: dict[str, str] = {}
     claims: list[Coverage] = []
+    genesis: str = ""
 
 
 class Prefix:
@@ -74,6 +80,38 @@ class Prefix:
             return Finding(at.seq, Flaw.EPOCH, f"{found.holder!r} and {at.holder!r} both wrote in epoch {at.epoch}")
         return found
 
+    def barred(self, replica: str, public: str, arbiter: str, keys: Mapping[str, str]) -> tuple[str, str] | None:
+        """Return why a replica may not lead this log, and what to do about it; None if it may.
+
+        Args:
+            replica: Its name.
+            public: Its key, in hex.
+            arbiter: Who says that it leads.
+            keys: Those that its first segment would enrol.
+        """
+        at = self.at
+        if at.seq and at.keys.get(replica) != public:
+            owners = ", ".join(sorted(at.keys))
+            return (
+                f"the log belongs to {owners}; the key of {replica!r} is not enrolled in it",
+                "set another group.name or prefix, or enrol this replica's key",
+            )
+        if at.arbiter and at.arbiter != arbiter:
+            return (
+                f"the log was led under arbiter {at.arbiter!r}, and this replica has {arbiter!r}",
+                "give all replicas of the group the same [arbiter]",
+            )
+        if (name := rekeyed(at.keys, keys)) is not None:
+            return f"{name!r} has another key in the log", "give all replicas of the group the same keys"
+        return None
+
+    def altered(self, header: Header) -> Finding | None:
+        """Return a finding if the next header names other bytes than those that stand under the last name."""
+        file = self.at.file
+        if not header.prev_file or not file or header.prev_file == file:
+            return None
+        return Finding(header.seq - 1, Flaw.ALTERED, "its bytes are not those that its successor names")
+
     def absorb(self, header: Header, digest: str, file: str) -> None:
         """Take in a segment that `judge` found good.
 
@@ -86,6 +124,7 @@ class Prefix:
         assert header.seq == at.seq
         assert header.prev == at.hash
         assert header.epoch >= at.epoch
+        at.genesis = at.genesis if header.seq else digest
         at.seq, at.hash, at.file = header.seq + 1, digest, file
         at.epoch, at.holder, at.incarnation, at.arbiter = (
             header.epoch,
@@ -103,6 +142,11 @@ class Prefix:
             self.promise.add(claim)
 
     def skip(self, successor: Header) -> None:
-        """Step over segments that cannot be used: the hash of the last one is known from its genuine successor."""
+        """Step over segments that cannot be used: the hash of the last one is known from its genuine successor.
+
+        What they claimed and told was never taken in, so it counts as neither pushed nor told.
+        """
         assert successor.seq >= self.at.seq
+        if successor.seq == 1:
+            self.at.genesis = successor.prev
         self.at.seq, self.at.hash, self.at.file = successor.seq, successor.prev, successor.prev_file

@@ -1,7 +1,8 @@
 """The proof that a log is whole: every segment read, every digest worked out again, every flaw named.
 
-The walk believes nothing but keys: those that it is given, or else the one that segment 0 enrols. What
-it finds wrong it names and steps over, so that one rotten segment does not hide the next. A segment
+The walk believes nothing but keys: those that it is given, or else those that the log's beginning names,
+segment 0 or the floor. A floor that they do not sign excuses nothing: what is missing is missing. What it
+finds wrong it names and steps over, so that one rotten segment does not hide the next. A segment
 whose samples are not those that were signed promises nothing: its intervals count as missing.
 
 What the store alone cannot tell is whether the newest segments were deleted; give `known`, what a
@@ -21,10 +22,11 @@ from mirror import segment
 from mirror.batch import Batch, digest
 from mirror.coverage import Coverage, Gap, Promise
 from mirror.errors import Corrupt
-from mirror.header import Closing, Finding, Flaw, Header, chain_hash, examine
+from mirror.floor import Floor, examine_floor
+from mirror.header import FLOOR, Closing, Finding, Flaw, Header, chain_hash, examine
 from mirror.layout import Layout
 from mirror.prefix import Prefix, Saved
-from mirror.store import Object, ObjectStore
+from mirror.store import ObjectStore
 from mirror.tags import TagTable
 
 MISSING_MAX = 1_000  # of a run of numbers without an object so many are told one by one
@@ -62,7 +64,9 @@ class Report(msgspec.Struct):
     Attributes:
         store: Its name.
         group: Whose log.
-        first: Lowest sequence read: the floor.
+        believed: What the proof rests on: `keys` that were given, or else those that `segment 0` or
+            `floor.json` names.
+        first: Lowest sequence read: the floor, if there is one that counts.
         next: One more than the highest sequence found.
         segments: Good ones, fences included.
         fences: Of these, those without rows or claims.
@@ -73,12 +77,15 @@ class Report(msgspec.Struct):
         streams: One for each stream and timeline.
         claims: What its good segments promise together.
         gaps: Every gap told, as it stood last; `closed_by` is None while it is open.
+        lost: First and last of each run of segments without a genuine header: what gaps those told is
+            not known, and `gaps` may lack them or show them open.
         findings: What is wrong, by segment.
         strangers: Keys below `log/` that are no segment names.
     """
 
     store: str
     group: str
+    believed: str = ""
     first: int = 0
     next: int = 0
     segments: int = 0
@@ -90,6 +97,7 @@ class Report(msgspec.Struct):
     streams: list[StreamReport] = []
     claims: list[Coverage] = []
     gaps: list[Gap] = []
+    lost: list[tuple[int, int]] = []
     findings: list[Finding] = []
     strangers: list[str] = []
 
@@ -112,7 +120,8 @@ def verify_store(
     Args:
         store: Where it is.
         layout: Whose it is.
-        keys: Replica -> public key in hex, known from elsewhere; without it segment 0 is believed.
+        keys: Replica -> public key in hex, known from elsewhere; a floor has to be signed by one of them.
+            Without them segment 0 is believed, or the floor if `known` is empty too.
         known: Sequence -> chain hash, as a replica's journal remembers them.
         visit: See `Visitor`.
 
@@ -148,14 +157,16 @@ class _Walk:
         self.found: set[tuple[int, Flaw]] = set()
 
     def run(self) -> None:
+        self.told.believed = "keys" if self.prefix.at.keys else "segment 0"
         floor = self.store.get(self.layout.floor)
         if floor is not None:
-            self._from_floor(floor)
-        self.told.first = self.prefix.at.seq
-        sizes, at = self._sizes(), self.prefix.at.seq
-        for seq in sorted(sizes.keys() | {seq for seq in self.known if seq >= at}):
+            self._from_floor(floor.body)
+        self.told.first = at = self.prefix.at.seq
+        sizes, kept = self._sizes(), {at} if at else set()  # what a floor names is always there
+        for seq in sorted(sizes.keys() | kept | {seq for seq in self.known if seq >= at}):
             self._missing(at, seq)
-            self._segment(seq, sizes.get(seq))
+            if not self._segment(seq, sizes.get(seq)):
+                self._lost(seq, seq)
             at = seq + 1
         self.told.next = at
 
@@ -164,22 +175,39 @@ class _Walk:
         for seq in range(start, min(end, start + MISSING_MAX)):
             up_to = f", nor up to {end - 1}" if seq == start + MISSING_MAX - 1 and seq < end - 1 else ""
             self._found(Finding(seq, Flaw.MISSING, f"no object has its name{up_to}"))
+        if end > start:
+            self._lost(start, end - 1)
 
-    def _from_floor(self, floor: Object) -> None:
-        try:
-            below = Prefix.load(floor.body)
-        except Corrupt as error:
-            self._found(Finding(0, Flaw.UNREADABLE, f"floor.json: {error}"))
+    def _lost(self, first: int, last: int) -> None:
+        lost = self.told.lost
+        if lost and lost[-1][1] == first - 1:
+            first = lost.pop()[0]
+        lost.append((first, last))
+
+    def _from_floor(self, data: bytes) -> None:
+        """Begin at the floor, if it counts; otherwise nothing says that anything may be missing."""
+        found = self._judged_floor(data)
+        if isinstance(found, Finding):
+            self._found(found)
             return
-        if any(below.at.keys.get(name) != key for name, key in self.prefix.at.keys.items()):
-            self._found(Finding(below.at.seq, Flaw.FOREIGN, "floor.json enrols other keys than those expected"))
-            below.at.keys.update(self.prefix.at.keys)
-        last = below.at.seq - 1  # nobody signs floor.json: a forged one must not hide what a replica remembers
-        if self.known and last >= 0 and self.known.get(last) != below.at.hash:
-            told = "another segment" if last in self.known else "no segment"
-            self._found(Finding(last, Flaw.FORK, f"floor.json begins behind it, and a replica remembers {told} here"))
-        self.prefix = below
-        self.promise = Promise(below.promise.claims())
+        given = self.prefix.at.keys
+        if not given:
+            self.told.believed = "floor.json"
+        self.prefix = Prefix(msgspec.structs.replace(found.below, keys={**found.below.keys, **given}))
+        self.promise = Promise(found.below.claims)
+
+    def _judged_floor(self, data: bytes) -> Floor | Finding:
+        at = self.prefix.at
+        if self.known and not at.keys:
+            return Finding(
+                FLOOR, Flaw.FOREIGN, "a replica remembers this log, and nobody's key is known to judge it by"
+            )
+        found = examine_floor(data, at.group, at.keys, self.known.get(0, ""))
+        if isinstance(found, Floor):
+            last, hash = found.below.seq - 1, found.below.hash
+            if self.known.get(last, hash) != hash:
+                return Finding(FLOOR, Flaw.FORK, f"it follows another segment {last} than a replica remembers")
+        return found
 
     def _sizes(self) -> dict[int, int]:
         """Return the size of each segment that the store lists, by number."""
@@ -192,25 +220,27 @@ class _Walk:
                 sizes[seq] = found.size
         return sizes
 
-    def _segment(self, seq: int, size: int | None) -> None:
+    def _segment(self, seq: int, size: int | None) -> bool:
+        """Check a segment; return whether its header is genuine."""
         if size is not None and size > SEGMENT_BYTES_MAX:
             self._found(Finding(seq, Flaw.UNREADABLE, f"{size} bytes; {SEGMENT_BYTES_MAX} is the most"))
-            return
+            return False
         found = None if size is None else self.store.get(self.layout.segment(seq))
         if found is None:
             self._found(Finding(seq, Flaw.MISSING, "no object has its name"))
-            return
+            return False
         self.told.size_bytes += found.size
         file = hashlib.sha256(found.body).hexdigest()
         try:
             data = segment.read_header(found.body)
         except Corrupt as error:
             self._found(Finding(seq, Flaw.UNREADABLE, str(error)))
-            return
+            return False
         header = self._judged(seq, data)
         if header is None:
-            return
-        self._check_before(header)
+            return False
+        if (altered := self.prefix.altered(header)) is not None:
+            self._found(altered)
         written = found.metadata.get("sha256", file)
         good = self._is_body_good(header, found.body)
         if good and file != written:
@@ -218,6 +248,7 @@ class _Walk:
         if self.known.get(seq, chain_hash(data)) != chain_hash(data):
             self._found(Finding(seq, Flaw.FORK, "a replica remembers another segment here"))
         self._take_in(header, chain_hash(data), file, good=good)
+        return True
 
     def _judged(self, seq: int, data: bytes) -> Header | None:
         """Return a genuine header; one that does not fit its predecessor is named and followed all the same."""
@@ -236,12 +267,6 @@ class _Walk:
         assert isinstance(header, Header)
         self.prefix = Prefix(msgspec.structs.replace(at, hash=header.prev, file="", epoch=0), self.prefix.promise)
         return header
-
-    def _check_before(self, header: Header) -> None:
-        """The header names the bytes of the segment before it."""
-        before = self.prefix.at.file
-        if header.prev_file and before and header.prev_file != before:
-            self._found(Finding(header.seq - 1, Flaw.ALTERED, "its bytes are not those that its successor names"))
 
     def _is_body_good(self, header: Header, data: bytes) -> bool:
         if (format := segment.read_format(data)) != segment.FORMAT:
@@ -273,6 +298,10 @@ class _Walk:
             told.epochs.append((header.epoch, header.holder, header.seq))
         self.prefix.absorb(header, hash, file)
         self.sources.update({stream.id: stream.source for stream in header.streams})
+        for gap in header.gaps:
+            self.gaps[gap.id] = gap
+        for closing in header.closures:
+            self._close(closing)
         if not good:
             return
         told.segments += 1
@@ -280,10 +309,6 @@ class _Walk:
         told.rows += header.rows
         for claim in header.intervals:
             self.promise.add(claim)
-        for gap in header.gaps:
-            self.gaps[gap.id] = gap
-        for closing in header.closures:
-            self._close(closing)
 
     def _close(self, closing: Closing) -> None:
         gap = self.gaps.get(closing.gap)

@@ -15,12 +15,20 @@ from gateway.cli.run import load
 from gateway.config import Config
 from gateway.io import verified
 from gateway.io.keys import SIGNING_KEY, signing_key
+from gateway.io.push import log_fact
 from gateway.io.reader import JournalReader
 from gateway.io.runtime import JOURNAL, log_layout, open_store
 from mirror.errors import ConfigError
 from mirror.header import public_hex
+from mirror.prefix import Prefix
 from mirror.ticks import clock_text
 from mirror.verify import Report, verify_store
+
+_BELIEVED = {
+    "keys": "the keys that this replica knows",
+    "segment 0": "the keys in segment 0, as nobody's are known here",
+    "floor.json": "the keys in floor.json, as nobody's are known here",
+}
 
 
 def verify(options: argparse.Namespace) -> int:
@@ -31,8 +39,9 @@ def verify(options: argparse.Namespace) -> int:
             "sync.bucket is empty; there is no log to verify", hint="set sync.bucket to s3://BUCKET/PREFIX"
         )
     began = time.monotonic()
-    keys, known = ({}, None) if options.alone else (_keys(config), _known(config))
-    report = verify_store(open_store(config.sync), log_layout(config), keys=keys, known=known)
+    store, layout = open_store(config.sync), log_layout(config)
+    keys, known = ({}, {}) if options.alone else _memory(config, log_fact(store, layout))
+    report = verify_store(store, layout, keys=keys, known=known)
     took_s = round(time.monotonic() - began, 3)
     if report.verified and not options.alone:
         _note(config, report)
@@ -44,27 +53,27 @@ def verify(options: argparse.Namespace) -> int:
     return 0 if report.verified else 1
 
 
-def _keys(config: Config) -> dict[str, str]:
-    """Return this replica's own public key: its log begins with a segment that it has signed."""
+def _memory(config: Config, log: str) -> tuple[dict[str, str], dict[int, str]]:
+    """Return what this replica knows without the bucket: public keys, and the chain hash of each segment.
+
+    Its log begins with a segment that it has signed itself, or that its journal remembers; the keys that
+    the journal has verified since may sign a floor. A log cut at its end is found by the hashes.
+    """
     directory = Path(config.replica.data_dir)
-    if not (directory / SIGNING_KEY).exists():
-        return {}
-    return {config.replica.name: public_hex(signing_key(directory))}
-
-
-def _known(config: Config) -> dict[int, str]:
-    """Return the chain hashes that this replica's journal remembers: a log cut at its end is found by them."""
-    path = Path(config.replica.data_dir) / JOURNAL
-    if not path.exists():
-        return {}
-    reader = JournalReader.open(path)
-    try:
-        known: dict[int, str] = {}
-        while rows := reader.chain(after=max(known, default=-1)):
-            known |= {row.seq: row.hash for row in rows}
-        return known
-    finally:
-        reader.close()
+    keys: dict[str, str] = {}
+    known: dict[int, str] = {}
+    if (directory / JOURNAL).exists():
+        reader = JournalReader.open(directory / JOURNAL)
+        try:
+            while rows := reader.chain(after=max(known, default=-1)):
+                known |= {row.seq: row.hash for row in rows}
+            saved = reader.fact(log)
+        finally:
+            reader.close()
+        keys = {} if saved is None else Prefix.load(saved).at.keys
+    if (directory / SIGNING_KEY).exists():
+        keys = {**keys, config.replica.name: public_hex(signing_key(directory))}
+    return keys, known
 
 
 def _note(config: Config, report: Report) -> None:
@@ -80,14 +89,18 @@ def _note(config: Config, report: Report) -> None:
 
 def _print(report: Report, took_s: float) -> None:
     print(f"{report.store}, group {report.group}: segments {report.first} to {report.next - 1}")
+    print(f"believed: {_BELIEVED[report.believed]}")
     print(f"{report.rows:,} samples of {len(report.rows_by_tag):,} tags, {report.size_bytes:,} bytes, {took_s} s")
     for stream in report.streams:
         print(f"stream {stream.stream}, timeline {stream.timeline}: complete to {_clock(stream.complete_up_to)}")
     for gap in report.gaps:
         closed = f"closed by {gap.closed_by}" if gap.closed_by else "open"
         print(f"gap {gap.id}: {gap.reason}, {_clock(gap.start)} to {_clock(gap.end)}, {closed}")
+    for first, last in report.lost:
+        which = f"segment {first}" if first == last else f"segments {first} to {last}"
+        print(f"{which} cannot be read: what gaps they told is not known")
     for finding in report.findings:
-        print(f"WRONG: segment {finding.seq}: {finding.flaw}: {finding.detail}")
+        print(f"WRONG: {finding}")
     for key in report.strangers:
         print(f"WRONG: {key}: not a segment's name")
     print("verified" if report.verified else f"NOT verified: {len(report.findings) + len(report.strangers)} findings")

@@ -43,6 +43,7 @@ EVENTS = {
     "push.pushed": "a segment is in the bucket, read back where in doubt",
     "push.failed": "the store did not answer as hoped; tried again later",
     "push.fenced": "somebody with a higher epoch writes the log; this gateway stopped pushing",
+    "push.floor_believed": "this replica knew nothing of the log and took the keys in floor.json at its word",
     "push.refused": "the store cannot be pushed to until somebody changes something",
     "mqtt.connected": "the broker accepted the connection",
     "mqtt.connect_failed": "the broker cannot be reached or refuses; tried again later",

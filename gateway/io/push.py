@@ -232,8 +232,7 @@ class Pusher:
 
     @property
     def _log_fact(self) -> str:
-        """Name of the journal's fact about this very log: another bucket is another log."""
-        return f"log:{self._store.name}/{self._layout.root}"
+        return log_fact(self._store, self._layout)
 
     def _probe(self, together: Together) -> bool:
         """Learn what the store can do, once for each store; tell whether it can hold a log."""
@@ -285,8 +284,10 @@ class Pusher:
             case chain.Refused(what, hint):
                 self._plan(sync.Closed())
                 self._refuse(ConfigError(what, hint=hint))
-            case chain.Alarm(seq, flaw, detail):
-                log("push.failed", error=f"segment {seq} is {flaw}: {detail}", hint="run `edgemirror verify`")
+            case chain.Believed(seq, signer):
+                log("push.floor_believed", seq=seq, signer=signer)
+            case chain.Alarm(finding):
+                log("push.failed", error=str(finding), hint="run `edgemirror verify`")
 
     def _refuse(self, error: ConfigError) -> None:
         log("push.refused", error=str(error), hint=error.hint)
@@ -347,10 +348,7 @@ class Pusher:
     def _read_floor(self) -> chain.Event:
         self._spend(1)
         found = self._store.get(self._layout.floor)
-        if found is None:
-            return chain.FloorRead(0)
-        below = Prefix.load(found.body)
-        return chain.FloorRead(below.at.seq, below)
+        return chain.FloorRead(None if found is None else found.body)
 
     def _read_segment(self, seq: int) -> chain.Event:
         self._spend(1)
@@ -495,6 +493,11 @@ class Pusher:
         if status != self.status:
             self.status = status
             self._on_status(status)
+
+
+def log_fact(store: ObjectStore, layout: Layout) -> str:
+    """Return the name of the journal's fact about this very log: another bucket is another log."""
+    return f"log:{store.name}/{layout.root}"
 
 
 def _known_probe(data: bytes | None) -> Probe | None:

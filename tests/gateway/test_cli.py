@@ -15,13 +15,20 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from demo.servers import free_ports
 from gateway.__main__ import main
-from gateway.io.journal import Journal
+from gateway.io.journal import ChainRow, Journal
+from gateway.io.push import log_fact
 from mirror.batch import Batch
 from mirror.coverage import Coverage, Gap, Reason, Stream
+from mirror.floor import sign_floor
+from mirror.header import public_hex
+from mirror.io.s3 import S3Store
 from mirror.tags import Tag
+from tests.conformance.servers import moto
+from tests.mirror.logs import KEY, LAYOUT, OTHER, below, clean_up, log
 
 T = 134_000_000_000_000_000
 ROOT = Path(__file__).parents[2]
@@ -173,6 +180,46 @@ def test_verify_without_a_bucket_says_what_to_set(tmp_path: Path, capsys: pytest
     )
     code, _, err = run(capsys, "verify", "--config", config)
     assert code == 2 and "sync.bucket" in err
+
+
+def test_verify_believes_what_this_replica_knows_and_alone_what_the_floor_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The floor is signed by another replica, which the journal has seen enrolled."""
+    writer = log(3)
+    writer.write(6, keys={"b": public_hex(OTHER)})
+    writer.write(6)
+    whole = below(writer, 5)
+    clean_up(writer, 4, sign_floor(below(writer, 4), "b", OTHER))
+    key_file, data = tmp_path / "signing.pem", KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    key_file.write_bytes(data)
+    key_file.chmod(0o600)
+    with moto() as settings:
+        store = S3Store.open(settings)
+        for key, found in writer.store.objects.items():
+            store.put(key, found.body, metadata=found.metadata)
+        for name, secret in (("access", settings.access_key), ("secret", settings.secret_key)):
+            (tmp_path / name).write_text(secret)
+            (tmp_path / name).chmod(0o600)
+        config = tmp_path / "gateway.toml"
+        config.write_text(
+            f'[group]\nname="g"\n[replica]\nname="a"\ndata_dir="{tmp_path}"\n[[source]]\nname="s"\n'
+            'endpoint="opc.tcp://h:1"\nsecurity="none"\n[[source.device]]\nname="d"\nbrowse=["i=85"]\n'
+            f'[sync]\nbucket="s3://{settings.bucket}/plant"\nendpoint="{settings.endpoint}"\n'
+            f'access_key_file="{tmp_path}/access"\nsecret_key_file="{tmp_path}/secret"\n'
+        )
+        code, out, _ = run(capsys, "verify", "--config", config)
+        assert code == 1 and "WRONG: floor.json is foreign: its signer, 'b'" in out, "its own key is all it knows"
+        code, out, _ = run(capsys, "verify", "--config", config, "--alone")
+        assert code == 0 and "believed: the keys in floor.json" in out
+        journal = Journal.open(tmp_path / "mirror.db", replica="a")
+        with journal.transaction():
+            journal.set_fact(log_fact(store, LAYOUT), whole.save())
+            for seq, hash in writer.hashes.items():
+                journal.add_chain(ChainRow(seq, 1, "a", "i1", hash))
+        journal.close()
+        code, out, _ = run(capsys, "verify", "--config", config, "--json")
+        assert code == 0 and json.loads(out)["believed"] == "keys" and json.loads(out)["first"] == 4
 
 
 def test_version_names_what_the_program_stands_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,12 +16,15 @@ from gateway.io.journal import Journal
 from gateway.io.push import Pusher, Status
 from gateway.io.reader import JournalReader
 from gateway.io.sealing import Surroundings
+from mirror import segment
 from mirror.batch import Batch, Heap, Kind
 from mirror.coverage import Closure, Coverage, Gap, Grade, Reason
 from mirror.errors import ConfigError, Conflict, Fenced, Unavailable
-from mirror.header import Clock, Header, public_hex
+from mirror.floor import sign_floor
+from mirror.header import Clock, Flaw, Header, chain_hash, public_hex
 from mirror.io.s3 import together
 from mirror.layout import Layout
+from mirror.prefix import Prefix, Saved
 from mirror.verify import verify_store
 from tests.gateway.boxes import KEY, LAYOUT, OTHER, POLICY, Box, FaultyStore, InTurn, Kill
 from tests.gateway.journals import STREAM, TIMELINE, doubles
@@ -139,6 +142,23 @@ def test_gaps_and_their_closing_reach_the_log(box: Box):
     assert box.verified().next == segments, "told once"
 
 
+def test_gaps_are_told_again_where_the_segment_that_told_them_cannot_be_read_any_more(box: Box):
+    gap = Gap.opened(STREAM, TIMELINE, 20, Reason.DISCONNECTED, end=50)
+    with box.journal.transaction():
+        box.journal.open_gap(gap)
+    box.run(12)
+    last = LAYOUT.segment(box.verified().next - 1)
+    box.store.put(last, box.store.objects[last].body[:-9])
+    box.pusher = None
+    box.run(30)
+    report = verify_store(box.store, LAYOUT, keys={"a": public_hex(KEY)})
+    assert [f[:2] for f in report.findings] == [(1, Flaw.UNREADABLE)]
+    assert [g.id for g in report.gaps] == [gap.id]
+    segments = report.next
+    box.run(60)
+    assert verify_store(box.store, LAYOUT).next == segments, "told once"
+
+
 def test_rows_from_history_are_pushed_under_their_own_origin(box: Box):
     box.receive(2)
     box.run(3)
@@ -198,6 +218,49 @@ def test_a_log_with_many_gaps_is_not_written_into_the_journal_with_each_segment(
     box.receive(1)
     box.run(30)
     box.assert_all_pushed()
+
+
+def test_a_floor_that_nobody_signed_stops_nothing_and_hides_nothing(box: Box, capsys: pytest.CaptureFixture[str]):
+    box.receive(2)
+    box.run(3)
+    lie = Saved("g", 9, "11" * 32, claims=[Coverage(STREAM, TIMELINE, 0, 10**9, "a")], genesis="22" * 32)
+    for floor in (Prefix(lie).save(), b"noise"):
+        box.store.put(LAYOUT.floor, floor)
+        box.receive(2)
+        assert box.run(12).state == "leading"
+        box.pusher = None
+        box.receive(2)
+        assert box.run(12).state == "leading"
+    report = verify_store(box.store, LAYOUT, keys={"a": public_hex(KEY)})
+    assert (report.rows, [f.place for f in report.findings]) == (sum(map(len, box.sent)), ["floor.json"])
+    told = [line for line in capsys.readouterr().err.splitlines() if "floor.json" in line]
+    assert len(told) == 4, "once by each process for each of the two"
+
+
+def test_a_journal_that_forgot_the_log_goes_on_from_its_floor(
+    box: Box, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for _ in range(3):
+        box.receive(1)
+        box.run(12)
+    assert box.pusher is not None and box.pusher._chain is not None
+    below = Prefix(Saved("g"))
+    last = box.verified().next - 1
+    for seq in range(last):
+        data = segment.read_header(box.store.objects[LAYOUT.segment(seq)].body)
+        found = below.judge(data)
+        assert isinstance(found, Header)
+        below.absorb(found, chain_hash(data), "")
+        box.store.delete(LAYOUT.segment(seq))
+    box.store.put(LAYOUT.floor, sign_floor(below, "a", KEY))
+    other = Box(tmp_path / "other", box.store)
+    assert other.run(12).state == "leading"
+    assert '"event":"push.floor_believed"' in capsys.readouterr().err
+    other.step = box.step
+    other.receive(1)
+    other.run(12)
+    report = other.verified()
+    assert (report.first, report.streams[0].complete_up_to) == (last, (box.step + 2) * 10)
 
 
 # Kills

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from mirror import chain as machine
 from mirror.chain import Chain, Event, Phase
 from mirror.coverage import Coverage
+from mirror.floor import sign_floor
 from mirror.header import Header, chain_hash, public_hex
 from mirror.prefix import Prefix, Saved
 
@@ -69,6 +70,7 @@ class World:
         self.log: dict[int, bytes] = {}
         self.history: list[bytes] = []  # every segment that ever was the log's, by number
         self.floor = 0
+        self.floor_file: bytes | None = None
         self.below = Prefix(Saved("g"))
         self.zombies: dict[int, bytes] = {}
         self.epoch = 0
@@ -125,7 +127,7 @@ class World:
             if not isinstance(found, Header):
                 raise Violation(f"I5 {found}")
             self.below.absorb(found, chain_hash(data), "")
-        self.floor = target
+        self.floor, self.floor_file = target, sign_floor(self.below, "a", KEYS["a"])
         for seq in [s for s in self.log if s < target]:
             del self.log[seq]
         self.zombies.clear()  # deleted with the rest; later writes may find these names free again
@@ -135,8 +137,7 @@ class World:
         """Answer a reading request from the store as it is now."""
         match request:
             case machine.ReadFloor():
-                below = Prefix.load(self.below.save()) if self.floor else None
-                return machine.FloorRead(self.floor, below)
+                return machine.FloorRead(self.floor_file)
             case machine.ReadSegment(seq):
                 return machine.SegmentRead(seq, self.log.get(seq, self.zombies.get(seq)))
             case machine.ListFrom(seq):
@@ -189,7 +190,7 @@ class World:
                 w.done = True
             case machine.Refused() | machine.Alarm():
                 raise Violation(f"{w.name}: {effect}")
-            case machine.Returned() | machine.Accepted() | machine.AtEnd():
+            case machine.Returned() | machine.Accepted() | machine.AtEnd() | machine.Believed():
                 pass
             case _:
                 raise AssertionError(effect)

@@ -12,8 +12,10 @@ from mirror import segment
 from mirror.batch import Batch, Kind, digest
 from mirror.coverage import Coverage, Stream
 from mirror.facts import encode_facts
-from mirror.header import Header, canonical, chain_hash, public_hex, sign
+from mirror.floor import sign_floor
+from mirror.header import Header, canonical, chain_hash, key_id, public_hex, sign
 from mirror.layout import Layout
+from mirror.prefix import Prefix, Saved
 from mirror.store import MemoryStore
 from mirror.tags import Tag, TagTable
 
@@ -75,6 +77,40 @@ def unsign(header: bytes) -> bytes:
     """Return the header without its signature."""
     bare = msgspec.json.decode(header)
     return canonical({k: v for k, v in bare.items() if k not in ("signature", "key_id")})
+
+
+def resign(header: bytes, key: Ed25519PrivateKey = KEY, **members: object) -> bytes:
+    """Return the header with other members under a genuine signature, whether our own code would write it or not."""
+    bare = {k: v for k, v in {**msgspec.json.decode(header), **members}.items() if k not in ("signature", "key_id")}
+    signature = key.sign(b"edgemirror header 1\0" + canonical(bare)).hex()
+    return canonical({**bare, "key_id": key_id(public_hex(key)), "signature": signature})
+
+
+def reseal(floor: bytes, key: Ed25519PrivateKey = KEY, **members: object) -> bytes:
+    """Return a floor with other members under a genuine signature; None takes a member out."""
+    changed = {**msgspec.json.decode(floor), **members}
+    bare = {k: v for k, v in changed.items() if k != "signature" and v is not None}
+    return canonical({**bare, "signature": key.sign(b"edgemirror floor 1\0" + canonical(bare)).hex()})
+
+
+def below(writer: LogWriter, seq: int) -> Prefix:
+    """Return the verified prefix of the first segments."""
+    prefix = Prefix(Saved(writer.layout.group))
+    for number in range(seq):
+        data = segment.read_header(writer.store.objects[writer.layout.segment(number)].body)
+        found = prefix.judge(data)
+        assert isinstance(found, Header), found
+        prefix.absorb(found, chain_hash(data), "")
+    return prefix
+
+
+def clean_up(writer: LogWriter, seq: int, floor: bytes | None = None) -> bytes:
+    """Delete what is below a floor and put it there, that of the log itself where none is given; return it."""
+    floor = sign_floor(below(writer, seq), "a", writer.key) if floor is None else floor
+    for number in range(seq):
+        writer.store.delete(writer.layout.segment(number))
+    writer.store.put(writer.layout.floor, floor)
+    return floor
 
 
 def log(segments: int = 5, rows_each: int = 6) -> LogWriter:

@@ -82,29 +82,53 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
 
 
-def verify(segments: Iterable[bytes]) -> list[dict[str, Any]]:
-    """Check a log from segment 0 on; return its headers."""
-    keys: dict[str, str] = {}
+def numbers_fit(value: Any) -> None:
+    if isinstance(value, int):
+        assert -(2**63) <= value < 2**63
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            numbers_fit(part)
+
+
+def read_floor(data: bytes, group: str, trusted: dict[str, str] | None = None) -> dict[str, Any]:
+    """Check a floor by keys that are trusted, or else by its own; return it."""
+    floor: dict[str, Any] = json.loads(data)
+    assert floor.get("format", 1) == 1 and canonical(floor) == data
+    numbers_fit(floor)
+    assert floor["group"] == group and floor["seq"] >= 1 and floor.get("epoch", 0) >= 0
+    trusted = trusted or floor["keys"]
+    signed = canonical({k: v for k, v in floor.items() if k != "signature"})
+    Ed25519PublicKey.from_public_bytes(bytes.fromhex(trusted[floor["signer"]])).verify(
+        bytes.fromhex(floor["signature"]), b"edgemirror floor 1\0" + signed
+    )
+    assert all(trusted.get(name, public) == public for name, public in floor["keys"].items())
+    return floor
+
+
+def verify(segments: Iterable[bytes], floor: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Check a log from segment 0 on, or from a floor; return its headers."""
+    start = floor or {}
+    keys: dict[str, str] = dict(start.get("keys", {}))
     headers: list[dict[str, Any]] = []
-    before, raw_before = b"", b""
-    for seq, data in enumerate(segments):
+    before, hash_before, epoch = b"", start.get("hash", ""), start.get("epoch", 0)
+    for seq, data in enumerate(segments, start.get("seq", 0)):
         footer = pq.read_metadata(io.BytesIO(data)).metadata
         raw = footer[b"edgemirror.header"]
         header = json.loads(raw)
         assert header.get("format", 1) == 1 and canonical(header) == raw
-        assert header.get("seq", 0) == seq
-        keys = keys or header["keys"]
+        numbers_fit(header)
+        assert header.get("seq", 0) == seq and header.get("epoch", 0) >= 0
+        keys = keys or dict(header["keys"])
         public = bytes.fromhex(keys[header["holder"]])
         assert hashlib.sha256(public).hexdigest()[:16] == header["key_id"]
         signed = canonical({k: v for k, v in header.items() if k not in ("key_id", "signature")})
         Ed25519PublicKey.from_public_bytes(public).verify(
             bytes.fromhex(header["signature"]), b"edgemirror header 1\0" + signed
         )
-        assert header.get("prev", "") == (hashlib.sha3_256(raw_before).hexdigest() if seq else "")
-        if header.get("prev_file"):
+        assert header.get("prev", "") == hash_before
+        if header.get("prev_file") and before:
             assert header["prev_file"] == hashlib.sha256(before).hexdigest()
-        if headers:
-            assert header["epoch"] >= headers[-1]["epoch"]
+        assert header["epoch"] >= epoch
         assert footer[b"edgemirror.format"] == b"1"
         found = rows(data)
         assert found == sorted(found)
@@ -115,7 +139,8 @@ def verify(segments: Iterable[bytes]) -> list[dict[str, Any]]:
         assert (hashlib.sha256(facts).hexdigest() if facts else "") == header.get("facts_sha256", "")
         if facts:
             header["facts"] = json.loads(zstandard.decompress(facts))
-        keys = {**keys, **header.get("keys", {})}
+        for name, public in header.get("keys", {}).items():
+            assert keys.setdefault(name, public) == public
         headers.append(header)
-        before, raw_before = data, raw
+        before, hash_before, epoch = data, hashlib.sha3_256(raw).hexdigest(), header["epoch"]
     return headers

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,9 +13,11 @@ from hypothesis import strategies as st
 from mirror import chain as m
 from mirror.chain import Chain, Phase
 from mirror.coverage import Coverage
-from mirror.header import Finding, Flaw, Header, chain_hash, public_hex, sign
+from mirror.floor import sign_floor
+from mirror.header import FLOOR, Flaw, Header, canonical, chain_hash, public_hex, sign
 from mirror.prefix import Prefix, Saved
 from tests.mirror.chain_world import KEYS
+from tests.mirror.logs import reseal
 
 A, B = KEYS["a"], KEYS["b"]
 
@@ -21,19 +25,21 @@ A, B = KEYS["a"], KEYS["b"]
 class Log:
     """Segments by number and a machine reading and writing them; answers come at once and truly."""
 
-    def __init__(self, replica: str = "a", arbiter: str = "solo", saved: bytes = b"") -> None:
+    def __init__(
+        self, replica: str = "a", arbiter: str = "solo", saved: bytes = b"", chain: type[Chain] = Chain
+    ) -> None:
         self.segments: dict[int, bytes] = {}
         self.broken: set[int] = set()
-        self.floor, self.below = 0, None
+        self.floor: bytes | None = None
         self.files: dict[int, str] = {}
         prefix = Prefix.load(saved) if saved else Prefix(Saved("g"))
-        self.chain = Chain(prefix, replica, KEYS[replica], arbiter)
+        self.chain = chain(prefix, replica, KEYS[replica], arbiter)
         self.told: list[Any] = []
 
     def answer(self, request: Any) -> Any:
         match request:
             case m.ReadFloor():
-                return m.FloorRead(self.floor, self.below)
+                return m.FloorRead(self.floor)
             case m.ReadSegment(seq):
                 if seq in self.broken:
                     return m.SegmentBroken(seq, "no footer")
@@ -122,7 +128,7 @@ def test_a_write_without_an_answer_is_read_back_and_counts_if_it_is_there():
     assert log.chain.step(m.Wake(), 5.0) == [], "not before its time"
     assert log.chain.step(m.Wake(), 6.0) == [m.ReadSegment(1)]
     assert log.chain.step(m.SegmentRead(1, put.header), 6.0) == [m.ReadFloor()]
-    assert kinds(log.chain.step(m.FloorRead(0), 6.0)) == ["Absorbed", "Accepted"]
+    assert kinds(log.chain.step(m.FloorRead(), 6.0)) == ["Absorbed", "Accepted"]
 
 
 def test_a_write_that_is_not_there_is_sent_again_with_the_same_bytes():
@@ -149,10 +155,34 @@ def test_a_store_that_is_away_is_asked_ever_more_rarely_up_to_a_bound():
     assert pauses[-1] == m.RETRY_MAX_S
 
 
+def floor(log: Log, seq: int = 5, *, signer: str = "a", key: Any = A, **members: Any) -> bytes:
+    """Return a signed floor with the keys of the log and any members, whatever the log holds there."""
+    at = log.chain.prefix.at
+    start = {
+        "genesis": at.genesis,
+        "hash": "11" * 32,
+        "epoch": 1,
+        "holder": "a",
+        "incarnation": "inc1",
+        "keys": at.keys,
+    }
+    return sign_floor(Prefix(Saved("g", seq, **{**start, **members})), signer, key)
+
+
+def cleaned_up(log: Log, seq: int) -> bytes:
+    """Return the true floor of a log; delete what is below."""
+    below = Prefix(Saved("g"))
+    for number in range(seq):
+        found = below.judge(log.segments[number])
+        assert isinstance(found, Header), found
+        below.absorb(found, chain_hash(log.segments.pop(number)), "")
+    return sign_floor(below, "a", A)
+
+
 def other(log: Log, epoch: int, *, key: Any = B, holder: str = "b", **fields: Any) -> bytes:
     at = log.chain.prefix.at
-    fields = {"group": "g", "seq": at.seq, "prev": at.hash, "arbiter": "solo", **fields}
-    return sign(Header(epoch=epoch, holder=holder, incarnation="x", **fields), key)
+    fields = {"group": "g", "seq": at.seq, "prev": at.hash, "arbiter": "solo", "incarnation": "x", **fields}
+    return sign(Header(epoch=epoch, holder=holder, **fields), key)
 
 
 BOTH = {"a": public_hex(A), "b": public_hex(B)}
@@ -189,7 +219,7 @@ def test_a_late_segment_of_the_predecessor_is_taken_in_and_the_fence_placed_afte
 def test_a_segment_below_the_floor_does_not_count_and_ends_the_leadership():
     log = Log()
     log.lead()
-    log.floor = 5
+    log.floor = floor(log)
     told = log.run(m.Offer(Header(rows=1), "body"))
     assert kinds(told) == ["Returned", "FencedOut"]
     assert "below the floor" in told[1].reason
@@ -245,8 +275,7 @@ def test_an_unreadable_segment_is_stepped_over_if_its_successor_proves_its_hash(
     log.segments, log.broken = first.segments, {1}
     told = log.run(m.Start())
     assert kinds(told) == ["Absorbed", "Alarm", "Absorbed", "AtEnd"]
-    assert told[1].seq == 1
-    assert told[1].flaw is Flaw.UNREADABLE
+    assert told[1].finding[:2] == (1, Flaw.UNREADABLE)
     assert log.chain.prefix.at.hash == first.chain.prefix.at.hash
     assert log.chain.prefix.promise.claims() == [Coverage("s", "1-1", 9, 19, "a")], "its interval is pushed again"
 
@@ -272,6 +301,7 @@ def test_an_unreadable_last_segment_is_refused_unless_we_know_its_hash_ourselves
         (lambda log: other(log, 2, key=A, holder="a", prev="00"), "fork"),
         (lambda log: other(log, 0, key=A, holder="a"), "epoch"),
         (lambda log: b"noise", "altered"),
+        (lambda log: other(log, 2, key=A, holder="a", keys={"a": public_hex(B)}), "re-keyed"),
     ],
 )
 def test_what_is_no_segment_of_this_log_is_never_taken_in(data: Any, word: str):
@@ -296,19 +326,100 @@ def test_a_replica_behind_the_floor_goes_on_from_the_prefix_recorded_there():
     first.lead()
     for body in "xyz":
         first.run(m.Offer(Header(rows=1), body))
-    below = Prefix(Saved("g"))
-    for seq in (0, 1):
-        found = below.judge(first.segments[seq])
-        assert not isinstance(found, Finding)
-        below.absorb(found, chain_hash(first.segments[seq]), "")
-    log = Log()
-    log.segments = {s: d for s, d in first.segments.items() if s >= 2}
-    log.floor, log.below = 2, below
+    behind = Log()
+    behind.segments = {0: first.segments[0]}
+    behind.run(m.Start())
+    log = Log(saved=behind.chain.prefix.save())
+    log.segments = first.segments
+    log.floor = cleaned_up(first, 2)
     assert kinds(log.run(m.Start())) == ["Absorbed", "Absorbed", "AtEnd"]
     assert log.chain.prefix.at.hash == first.chain.prefix.at.hash
-    alone = Log()
-    alone.segments, alone.floor = log.segments, 2
-    assert "kept from segment 2" in refusal(alone, m.Start()).what
+
+
+def test_a_replica_that_knows_nothing_takes_the_floor_at_its_word_and_says_so():
+    first = Log()
+    first.lead()
+    for body in "xyz":
+        first.run(m.Offer(Header(rows=1), body))
+    log = Log()
+    log.floor, log.segments = cleaned_up(first, 2), first.segments
+    told = log.run(m.Start())
+    assert kinds(told) == ["Believed", "Absorbed", "Absorbed", "AtEnd"]
+    assert told[0] == m.Believed(2, "a")
+    assert kinds(log.run(m.Lead(2, "x", Header())))[-1] == "Placed"
+
+
+CLAIM = Coverage("s", "1-1", 0, 9, "a")
+LIE = [Coverage("s", "1-1", -(2**62), 2**62, "a")]
+EVIL = {"a": public_hex(A), "evil": public_hex(B)}
+FORGED: list[tuple[Callable[[bytes], bytes], str]] = [
+    (lambda data: canonical({k: v for k, v in msgspec.json.decode(data).items() if k != "signature"}), "unsigned"),
+    (lambda data: canonical({**msgspec.json.decode(data), "epoch": 7}), "mis-signed"),
+    (lambda data: reseal(data, B), "mis-signed"),
+    (lambda data: reseal(data, B, signer="evil", keys=EVIL), "foreign"),
+    (lambda data: reseal(data, A, group="h"), "foreign"),
+    (lambda data: reseal(data, A, genesis="00" * 32), "foreign"),
+    (lambda data: reseal(data, A, keys={"a": public_hex(B)}), "re-keyed"),
+    (lambda data: reseal(data, A, format=2), "newer"),
+    (lambda data: reseal(data, A, seq=-3), "unreadable"),
+    (lambda data: reseal(data, A, seq=2**63), "unreadable"),
+    (lambda data: b"noise", "unreadable"),
+]
+
+
+@pytest.mark.parametrize("seq", [1, 2, 5])
+@pytest.mark.parametrize(("forge", "flaw"), FORGED)
+def test_a_floor_that_does_not_count_is_told_once_and_changes_nothing(
+    forge: Callable[[bytes], bytes], flaw: str, seq: int
+):
+    """Below, at and above what this replica has verified; whoever can write into the bucket can put it there."""
+    first = Log()
+    first.lead()
+    first.run(m.Offer(Header(rows=1, intervals=(CLAIM,)), "x"))
+    log = Log(saved=first.chain.prefix.save())
+    log.segments, log.floor = first.segments, forge(floor(first, seq, claims=LIE))
+    told = log.lead(2)
+    assert kinds(told) == ["Alarm", "AtEnd", "Absorbed", "Placed"]
+    assert told[0].finding[:2] == (FLOOR, flaw)
+    assert kinds(log.run(m.Offer(Header(rows=1), "y"))) == ["Absorbed", "Accepted"], "told once"
+    assert log.chain.prefix.promise.claims() == [CLAIM]
+    assert log.chain.prefix.at.keys == {"a": public_hex(A)}
+
+
+@pytest.mark.parametrize(("forge", "flaw"), FORGED[:4])
+def test_a_log_of_which_segments_are_gone_is_refused_whatever_such_a_floor_says(
+    forge: Callable[[bytes], bytes], flaw: str
+):
+    first = Log()
+    first.lead()
+    for body in "xyz":
+        first.run(m.Offer(Header(rows=1), body))
+    saved = first.chain.prefix.save()
+    log = Log(saved=saved)
+    log.segments, log.floor = {}, forge(floor(first, 9, claims=LIE))
+    refused = refusal(log, m.Start())
+    assert "segment 3 is missing" in refused.what
+    assert f"floor.json is {flaw}" in refused.what
+
+
+def test_a_segment_that_the_floor_says_is_kept_and_is_not_there_is_missing():
+    first = Log()
+    first.lead()
+    for body in "xyz":
+        first.run(m.Offer(Header(rows=1), body))
+    log = Log()
+    log.floor, log.segments = cleaned_up(first, 3), {}
+    assert "segment 3 is missing: floor.json says that it is kept" in refusal(log, m.Start()).what
+
+
+def test_who_knows_only_the_floor_still_writes_nothing_into_somebody_elses_log():
+    first = Log()
+    first.lead()
+    first.run(m.Offer(Header(rows=1), "x"))
+    log = Log("b")
+    log.floor, log.segments = cleaned_up(first, 1), first.segments
+    log.run(m.Start())
+    assert "belongs to a" in refusal(log, m.Lead(2, "x", Header())).what
 
 
 ANSWERS = st.lists(

@@ -25,6 +25,7 @@ from mirror.header import (
     public_hex,
     sign,
 )
+from tests.mirror.logs import resign
 
 A = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 B = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
@@ -107,10 +108,7 @@ def test_text_that_means_the_same_in_other_bytes_is_altered():
 
 
 def test_a_field_of_a_later_program_is_under_the_signature():
-    bare = {k: v for k, v in msgspec.json.decode(SIGNED).items() if k not in ("signature", "key_id")}
-    later = {**bare, "weather": "fine"}
-    signature = A.sign(b"edgemirror header 1\0" + canonical(later)).hex()
-    signed = canonical({**later, "key_id": key_id(KEYS["a"]), "signature": signature})
+    signed = resign(SIGNED, A, weather="fine")
     assert flaw(signed) is None
     assert flaw(canonical({**msgspec.json.decode(signed), "weather": "foul"})) is Flaw.MIS_SIGNED
 
@@ -160,6 +158,36 @@ def test_segment_0_enrols_its_own_writer_and_only_when_nobody_is_known():
 )  # fmt: skip
 def test_a_header_of_the_wrong_form_is_altered(change: dict[str, object]):
     assert flaw(canonical({**msgspec.json.decode(SIGNED), **change})) is Flaw.ALTERED
+
+
+CLAIM = {"stream": "s", "timeline": "1-1", "start": 0, "end": 9, "origin": "a", "grade": "covered"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seq": -1}, {"epoch": -1}, {"epoch": 2**63}, {"rows": 2**80}, {"weather": {"days": [2**63]}},
+     {"intervals": [{**CLAIM, "end": 2**63}]}, {"intervals": [{**CLAIM, "start": -(2**63) - 1}]},
+     {"closures": [{"gap": "00", "by": "lost", "end": 2**64}]}],
+)  # fmt: skip
+def test_a_number_that_no_int64_holds_does_not_pass_under_any_signature(change: dict[str, object]):
+    """A database or a reader in another language could not keep it, and would judge the log otherwise."""
+    assert flaw(resign(SIGNED, A, **change), seq=change.get("seq", 3)) is Flaw.ALTERED  # type: ignore[arg-type]
+
+
+def test_the_ends_of_int64_pass():
+    wide = [{**CLAIM, "start": -(2**63), "end": 2**63 - 1}]
+    assert flaw(resign(SIGNED, A, epoch=2**63 - 1, intervals=wide)) is None
+
+
+def test_an_enrolled_name_keeps_its_key():
+    keys = {"a": public_hex(A), "b": public_hex(B)}
+    stolen = msgspec.structs.replace(HEADER, holder="b", keys={"a": public_hex(B)})
+    assert flaw(sign(stolen, B), keys=keys) is Flaw.REKEYED
+    changed = msgspec.structs.replace(HEADER, keys={"a": public_hex(B)})
+    assert flaw(sign(changed, A), keys=keys) is Flaw.REKEYED, "nor does it change its own"
+    repeated = msgspec.structs.replace(HEADER, keys={**keys, "c": public_hex(B)})
+    assert flaw(sign(repeated, A), keys=keys) is None
+    assert flaw(resign(SIGNED, A, keys={"b": public_hex(B).upper()}), keys=keys) is Flaw.ALTERED, "one spelling"
 
 
 def test_check_raises_corrupt_with_the_flaw_in_words():

@@ -34,6 +34,7 @@ def test_byte_order_of_names_is_the_order_of_sequence_numbers(a: int, b: int):
         "p/h/log/00000000000000000007.parquet",
         "p/g/00000000000000000007.parquet",
         "p/g/log/00000000000000000007.parquet.old",
+        "p/g/log/" + "\u0660" * 19 + "\u0667.parquet",
     ],
 )
 def test_a_foreign_key_has_no_sequence_number(key: str):

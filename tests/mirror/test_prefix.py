@@ -84,9 +84,24 @@ def test_a_replica_may_write_once_an_enrolled_one_has_enrolled_it(prefix: Prefix
     assert prefix.at.holder == "b"
 
 
+def test_an_enrolled_replica_cannot_take_anothers_name(prefix: Prefix):
+    grow(prefix, after(prefix, keys={"b": public_hex(B)}))
+    assert flaw(prefix, after(prefix, epoch=2, holder="b", keys={"a": public_hex(B)}), B) is Flaw.REKEYED
+    grow(prefix, after(prefix, epoch=2, holder="b", keys={"a": public_hex(A)}), B)
+    assert prefix.at.keys == {"a": public_hex(A), "b": public_hex(B)}
+
+
 def test_stepping_over_an_unreadable_segment_takes_its_hash_from_its_successor(prefix: Prefix):
     lost = sign(after(prefix), A)
     successor = after(prefix, seq=2, prev=chain_hash(lost), prev_file="f1")
     prefix.skip(successor)
     assert (prefix.at.seq, prefix.at.hash, prefix.at.file) == (2, chain_hash(lost), "f1")
     grow(prefix, successor)
+
+
+def test_gaps_told_in_a_segment_that_is_stepped_over_count_as_untold(prefix: Prefix):
+    known, lost = Gap.opened("s", "1-1", 5, Reason.MISSED), Gap.opened("s", "1-1", 7, Reason.MISSED, end=8)
+    grow(prefix, after(prefix, gaps=(known,)))
+    gone = sign(after(prefix, gaps=(lost,), closures=(Closing(known.id, Closure.LOST),)), A)
+    prefix.skip(after(prefix, seq=3, prev=chain_hash(gone)))
+    assert prefix.at.told == {known.id: known.extent}, "the journal's ledger differs from this, so it tells both"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import msgspec
 import pyarrow as pa
 import pytest
 from cryptography.exceptions import InvalidSignature
@@ -14,13 +16,15 @@ from hypothesis import HealthCheck, given, settings
 from mirror import segment
 from mirror.batch import Batch, Kind, digest
 from mirror.coverage import Axis, Closure, Coverage, Gap, Grade, Reason, Stream
+from mirror.floor import sign_floor
 from mirror.header import Clock, Closing, Handover, Header, public_hex
+from mirror.prefix import Saved
 from mirror.store import MemoryStore
 from mirror.tags import Tag
 from mirror.verify import verify_store
 from tests.mirror import stranger
 from tests.mirror.batches import batches
-from tests.mirror.logs import KEY, LAYOUT, log
+from tests.mirror.logs import KEY, LAYOUT, OTHER, LogWriter, below, clean_up, log, reseal, resign
 from tests.mirror.test_segment import GOLDEN, HEADER, TAGS, ordered, plant
 
 DOCUMENT = (Path(__file__).parent.parent.parent / "docs" / "segment-format.md").read_text()
@@ -58,7 +62,8 @@ def test_the_full_times_of_the_document_are_those_of_the_rows(tmp_path: Path) ->
 
 
 def test_the_document_names_every_column_flag_and_header_member() -> None:
-    for name in (*segment.SCHEMA.names, *Header.__struct_fields__, *Tag.__struct_fields__):
+    floor = (*Saved.__struct_fields__, *msgspec.json.decode(sign_floor(below(log(2), 1), "a", KEY)))
+    for name in (*segment.SCHEMA.names, *Header.__struct_fields__, *Tag.__struct_fields__, *floor):
         assert f"`{name}`" in DOCUMENT, f"docs/segment-format.md does not say what {name} is"
     for kind in Kind:
         if kind < 26 and kind:
@@ -108,6 +113,54 @@ def test_a_stranger_refuses_a_log_that_is_altered(member: str) -> None:
     files = [objects[LAYOUT.segment(0)].body, objects[LAYOUT.segment(1)].body, bytes(data)]
     with pytest.raises((AssertionError, KeyError, InvalidSignature)):
         stranger.verify(files)
+
+
+def written(*headers: dict[str, Any]) -> Any:
+    """Return a log of fences with such members."""
+    writer = LogWriter()
+    return [writer.write(**header) for header in headers]
+
+
+def test_a_stranger_refuses_a_name_that_gets_another_key() -> None:
+    b = {"keys": {"b": public_hex(OTHER)}}
+    again = {"holder": "b", "epoch": 2, "signed_by": OTHER}
+    stranger.verify(written({}, b, {**again, "keys": {"a": public_hex(KEY)}}))
+    with pytest.raises(AssertionError):
+        stranger.verify(written({}, b, {**again, "keys": {"a": public_hex(OTHER)}}))
+
+
+def test_a_stranger_refuses_a_number_beyond_int64() -> None:
+    fence = written({})[0]
+    for epoch, fits in ((2**63 - 1, True), (2**63, False), (-1, False)):
+        data = segment.encode(Batch.zeros(0), TAGS, resign(segment.read_header(fence), epoch=epoch))
+        with nullcontext() if fits else pytest.raises(AssertionError):
+            stranger.verify([data])
+
+
+def test_a_stranger_verifies_a_log_from_its_floor() -> None:
+    writer = log(6)
+    data = clean_up(writer, 3)
+    for trusted in (None, {"a": public_hex(KEY)}):
+        floor = stranger.read_floor(data, "g", trusted)
+        kept = [writer.store.objects[LAYOUT.segment(seq)].body for seq in (3, 4, 5)]
+        assert [h["seq"] for h in stranger.verify(kept, floor)] == [3, 4, 5]
+        with pytest.raises(AssertionError):
+            stranger.verify(kept[1:], floor)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"group": "h"}, {"seq": 0}, {"seq": 2**63}, {"signer": "b"}, {"keys": {"a": public_hex(OTHER)}}, {"format": 2}],
+)  # fmt: skip
+def test_a_stranger_refuses_a_floor_that_does_not_count(change: dict[str, Any]) -> None:
+    data = sign_floor(below(log(4), 3), "a", KEY)
+    keys = {"a": public_hex(KEY)}
+    with pytest.raises((AssertionError, KeyError)):
+        stranger.read_floor(reseal(data, **change), "g", keys)
+    with pytest.raises(InvalidSignature):
+        stranger.read_floor(reseal(data, OTHER), "g", keys)
+    with pytest.raises(InvalidSignature):
+        stranger.read_floor(data.replace(b'"seq":3', b'"seq":2'), "g", keys)
 
 
 # --- the golden log -----------------------------------------------------------------------------------

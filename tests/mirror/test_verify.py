@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,11 +14,13 @@ from hypothesis import strategies as st
 from mirror import segment
 from mirror.batch import equal
 from mirror.coverage import Closure, Coverage, Gap, Grade, Promise, Reason, Stream
-from mirror.header import Closing, Finding, Flaw, canonical, chain_hash, public_hex
+from mirror.floor import sign_floor
+from mirror.header import FLOOR, Closing, Flaw, canonical, public_hex
 from mirror.layout import Layout
-from mirror.prefix import Prefix, Saved
 from mirror.verify import Report, verify_store
-from tests.mirror.logs import KEY, LAYOUT, OTHER, TAGS, LogWriter, log, rows
+from tests.mirror.logs import KEY, LAYOUT, OTHER, TAGS, LogWriter, below, clean_up, log, reseal, resign, rows
+
+KEYS = {"a": public_hex(KEY)}
 
 
 def flaws(writer: LogWriter, **how: object) -> list[tuple[int, str]]:
@@ -113,6 +117,7 @@ def test_an_object_with_a_number_far_above_does_not_keep_the_walk_for_ever():
     assert [f.flaw for f in report.findings] == [Flaw.MISSING] * 1000 + [Flaw.UNREADABLE]
     assert str(9 * 10**18 - 1) in report.findings[999].detail
     assert report.segments == 5
+    assert report.lost == [(5, 9 * 10**18)]
     assert msgspec.json.encode(report)
     writer.store.put(LAYOUT.log + "9" * 20 + ".parquet", b"noise")
     assert verify_store(writer.store, LAYOUT).strangers == [LAYOUT.log + "9" * 20 + ".parquet"]
@@ -153,6 +158,25 @@ def test_an_unsigned_a_mis_signed_and_a_foreign_segment_are_named():
     data = segment.encode(rows(400, 6), TAGS, canonical({**header, "epoch": 9}))
     swap_in(forged, 4, data)
     assert flaws(forged) == [(4, "mis-signed")]
+
+
+def test_an_enrolled_replica_that_takes_anothers_name_is_named_and_does_not_get_it():
+    writer = log()
+    writer.write(6, keys={"b": public_hex(OTHER)})
+    writer.write(6, epoch=2, holder="b", signed_by=OTHER, keys={"a": public_hex(OTHER)})
+    writer.write(6, epoch=3, signed_by=OTHER)
+    assert flaws(writer) == [(6, "re-keyed"), (7, "foreign")]
+    report = verify_store(writer.store, LAYOUT)
+    assert report.streams[0].newest == 60, "neither of them promises anything"
+
+
+def test_a_claim_beyond_int64_is_not_a_claim():
+    writer = log()
+    header = segment.read_header(body(writer, 4))
+    claim = msgspec.to_builtins(Coverage("s", "1-1", 30, 2**80, "a"))
+    swap_in(writer, 4, segment.encode(rows(400, 6), TAGS, resign(header, intervals=[claim])))
+    assert (4, "altered") in flaws(writer)
+    assert verify_store(writer.store, LAYOUT).streams[0].newest == 40
 
 
 def test_samples_that_are_not_those_signed_are_altered_even_under_a_genuine_header():
@@ -248,10 +272,12 @@ def test_a_log_rewritten_from_the_start_with_the_right_keys_is_a_fork_to_who_rem
 def test_noise_and_strangers_in_the_log_are_told():
     writer = log()
     writer.store.put(LAYOUT.segment(5), b"noise")
-    writer.store.put(LAYOUT.log + "readme.txt", b"hello")
+    arabic = LAYOUT.log + "\u0660" * 19 + "\u0661.parquet"
+    for key in (LAYOUT.log + "readme.txt", arabic):
+        writer.store.put(key, b"hello")
     report = verify_store(writer.store, LAYOUT)
     assert [f[:2] for f in report.findings] == [(5, Flaw.UNREADABLE)]
-    assert report.strangers == [LAYOUT.log + "readme.txt"]
+    assert report.strangers == [LAYOUT.log + "readme.txt", arabic]
     assert not report.verified
 
 
@@ -262,39 +288,86 @@ def test_several_flaws_are_all_found_in_one_walk():
     writer.store.delete(LAYOUT.segment(5))
     swap_in(writer, 7, body(writer, 3))
     assert flaws(writer) == [(2, "missing"), (4, "unreadable"), (5, "missing"), (7, "misplaced")]
+    assert verify_store(writer.store, LAYOUT).lost == [(2, 2), (4, 5), (7, 7)]
 
 
 def test_a_log_cleaned_up_to_a_floor_is_verified_from_there():
     writer = log()
-    below = Prefix(Saved("g"))
-    for seq in range(3):
-        data = segment.read_header(body(writer, seq))
-        found = below.judge(data)
-        assert not isinstance(found, Finding)
-        below.absorb(found, chain_hash(data), "")
-        writer.store.delete(LAYOUT.segment(seq))
-    writer.store.put(LAYOUT.floor, below.save())
+    clean_up(writer, 3)
     writer.store.put(LAYOUT.segment(1), b"a late write that means nothing")
-    report = verify_store(writer.store, LAYOUT)
-    assert report.verified
-    assert (report.first, report.segments) == (3, 2)
+    report = verify_store(writer.store, LAYOUT, keys=KEYS, known=writer.hashes)
+    assert report.verified, report.findings
+    assert (report.first, report.segments, report.believed) == (3, 2, "keys")
     assert report.streams[0].complete_up_to == 50, "the promise below the floor counts"
+    assert report.lost == []
 
 
-def test_a_floor_that_nobody_remembers_hides_nothing():
-    writer = log(4)
-    remembered = dict(writer.hashes)
-    forged = LogWriter(key=OTHER)
-    for _ in range(9):
-        forged.write(2)
-    below = Saved("g", 8, forged.hashes[7], keys={"a": public_hex(OTHER)}, epoch=1, holder="a", incarnation="i1")
-    for seq in range(8):
-        forged.store.delete(LAYOUT.segment(seq))
-    forged.store.put(LAYOUT.floor, Prefix(below).save())
-    assert verify_store(forged.store, LAYOUT).verified, "nobody here remembers anything"
-    assert flaws(forged, known=remembered) == [(7, "fork")]
-    assert flaws(forged, known={7: remembered[3]}) == [(7, "fork")]
-    assert flaws(forged, known={7: forged.hashes[7]}) == []
+def test_a_verifier_without_memory_believes_the_floors_own_keys_and_says_so():
+    writer = log()
+    assert verify_store(writer.store, LAYOUT).believed == "segment 0"
+    floor = clean_up(writer, 3)
+    report = verify_store(writer.store, LAYOUT)
+    assert (report.verified, report.first, report.believed) == (True, 3, "floor.json")
+    writer.store.put(LAYOUT.floor, reseal(floor, OTHER))
+    assert flaws(writer)[0] == (FLOOR, "mis-signed")
+
+
+PROMISED = [msgspec.to_builtins(Coverage("s", "1-1", 0, 10**18, "a"))]
+
+
+@pytest.mark.parametrize(
+    ("forge", "flaw"),
+    [
+        (
+            lambda floor: canonical({k: v for k, v in msgspec.json.decode(floor).items() if k != "signature"}),
+            "unsigned",
+        ),
+        (lambda floor: canonical({**msgspec.json.decode(floor), "claims": PROMISED}), "mis-signed"),
+        (lambda floor: reseal(floor, OTHER, claims=PROMISED), "mis-signed"),
+        (lambda floor: reseal(floor, OTHER, claims=PROMISED, signer="b", keys={"b": public_hex(OTHER)}), "foreign"),
+        (lambda floor: reseal(floor, group="h"), "foreign"),
+        (lambda floor: reseal(floor, keys={"a": public_hex(OTHER)}), "re-keyed"),
+        (lambda floor: reseal(floor, genesis="00" * 32), "foreign"),
+        (lambda floor: reseal(floor, hash="00" * 32), "fork"),
+        (lambda floor: reseal(floor, format=2), "newer"),
+        (lambda floor: reseal(floor, seq=2**63), "unreadable"),
+        (lambda floor: reseal(floor, seq=2**70), "unreadable"),
+        (lambda floor: reseal(floor, seq=-3), "unreadable"),
+        (lambda floor: reseal(floor, keys={"a": "zz"}), "unreadable"),
+        (lambda floor: b"noise", "unreadable"),
+        (lambda floor: b"{}", "unreadable"),
+    ],
+)
+def test_a_floor_that_does_not_count_is_named_and_excuses_nothing(forge: Callable[[bytes], bytes], flaw: str):
+    writer = log(6)
+    clean_up(writer, 5, forge(sign_floor(below(writer, 5), "a", KEY)))
+    report = verify_store(writer.store, LAYOUT, keys=KEYS, known=writer.hashes)
+    assert [(f.seq, f.flaw) for f in report.findings] == [(FLOOR, flaw), *((seq, "missing") for seq in range(5))]
+    assert str(report.findings[0]).startswith("floor.json is ")
+    assert report.streams[0].complete_up_to == report.streams[0].newest == 60
+    assert report.streams[0].start == 50, "nothing below is promised"
+    assert msgspec.json.decode(msgspec.json.encode(report), type=Report).findings[0].place == "floor.json"
+
+
+def test_what_a_floor_says_to_be_kept_is_missing_where_it_is_not_there():
+    writer = log(6)
+    clean_up(writer, 5)
+    writer.store.delete(LAYOUT.segment(5))
+    assert flaws(writer, keys=KEYS) == [(5, "missing")]
+
+
+def test_a_floor_is_judged_by_keys_and_not_by_hashes_alone():
+    writer = log(6)
+    clean_up(writer, 5)
+    assert flaws(writer, known=writer.hashes)[0] == (FLOOR, "foreign")
+    assert flaws(writer, keys={"b": public_hex(OTHER)}, known=writer.hashes)[0] == (FLOOR, "foreign")
+
+
+def test_a_replica_that_remembers_less_than_the_floor_takes_it_from_an_enrolled_signer():
+    writer = log(6)
+    clean_up(writer, 5)
+    assert flaws(writer, keys=KEYS, known={1: writer.hashes[1]}) == []
+    assert flaws(writer, keys=KEYS, known={0: "00" * 32}) == [(FLOOR, "foreign"), *((n, "missing") for n in range(5))]
 
 
 def test_gaps_are_told_as_they_stood_last():
@@ -308,6 +381,29 @@ def test_gaps_are_told_as_they_stood_last():
     told = {g.id: g for g in report.gaps}
     assert (told[gap.id].end, told[gap.id].closed_by, told[gap.id].closed_reason) == (30, Closure.LOST, "retention")
     assert told[other.id].closed_by is None
+
+
+def test_what_a_lost_segment_told_of_gaps_is_said_to_be_unknown():
+    writer = log(1)
+    gap = Gap.opened("s", "1-1", 20, Reason.MISSED)
+    writer.write(2, gaps=(gap,))
+    writer.write(2, closures=(Closing(gap.id, Closure.LOST, "retention"),))
+    writer.write(2)
+    assert verify_store(writer.store, LAYOUT).lost == []
+    writer.store.delete(LAYOUT.segment(1))
+    report = verify_store(writer.store, LAYOUT)
+    assert (report.gaps, report.lost) == ([], [(1, 1)])
+
+
+def test_a_gap_counts_where_the_header_is_genuine_and_the_samples_are_not():
+    writer = log(1)
+    gap = Gap.opened("s", "1-1", 20, Reason.MISSED)
+    writer.write(2, gaps=(gap,))
+    header = segment.read_header(body(writer, 1))
+    swap_in(writer, 1, segment.encode(rows(0, 2), TAGS, header))
+    report = verify_store(writer.store, LAYOUT)
+    assert [f[:2] for f in report.findings] == [(1, Flaw.ALTERED)]
+    assert (report.gaps, report.lost, report.claims) == ([gap], [], [])
 
 
 def test_held_rows_make_nothing_complete_and_stand_in_the_claims():
@@ -339,13 +435,6 @@ def test_two_streams_are_reported_each_for_itself():
     writer.write(2, intervals=claims, streams=(Stream("x", "urn:x"), Stream("y", "urn:y")))
     found = [(s.stream, s.source, s.timeline, s.newest) for s in verify_store(writer.store, LAYOUT).streams]
     assert found == [("x", "urn:x", "1-1", 5), ("x", "urn:x", "2-1", 3), ("y", "urn:y", "1-1", 9)]
-
-
-@pytest.mark.parametrize("floor", [b"noise", b"{}"])
-def test_an_unreadable_floor_is_named(floor: bytes):
-    writer = log()
-    writer.store.put(LAYOUT.floor, floor)
-    assert flaws(writer) == [(0, "unreadable")]
 
 
 def test_another_group_below_the_same_prefix_is_another_log():
