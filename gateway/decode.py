@@ -14,12 +14,13 @@ Source: OPC UA Part 4, 5.14.5 and 7.25; Part 6, 5.2 (encoding).
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.walk import Fallback, Walk
+from gateway.walk import Walk
 from mirror.batch import ARRAY, Batch, Kind, take
 from mirror.errors import Corrupt
 from mirror.wire import body_size
@@ -115,7 +116,7 @@ def read_republish(body: bytes) -> Message:
     return Message(0, (), False, sequence, publish_ticks, ticks, result, (), notifications, status, body)
 
 
-def decode(message: Message, *, handle_limit: int, fallback: Fallback | None = None) -> Decoded:
+def decode(message: Message, *, handle_limit: int, monitored: NDArray[np.bool_] | None = None) -> Decoded:
     """Decode the data changes of a message into one batch.
 
     Nothing of the batch refers to the message's bytes. A timestamp that is absent and one that is 0,
@@ -124,23 +125,33 @@ def decode(message: Message, *, handle_limit: int, fallback: Fallback | None = N
     Args:
         message: From `read_publish` or `read_republish`.
         handle_limit: Handles from here on are not ours; their items are counted and left out.
-        fallback: Asked for the end of an item when its own lengths cannot be followed.
+        monitored: Which of those below the server was asked for, as `handle_mask` gives it; None: all of them.
 
     Raises:
         Corrupt: The notifications are not what their lengths claim; no sample of the message is used.
     """
-    walk = Walk(message.body, fallback)
+    walk = Walk(message.body)
     for type_id, start, end in message.notifications:
         if type_id == DATA_CHANGE:
             _diagnostics(message.body, walk.items(start, end), end)
     batch = walk.gather()
-    foreign = batch.handle >= handle_limit
-    refused = int(np.count_nonzero(foreign))
-    if refused:
-        batch = take(batch, np.flatnonzero(~foreign))
+    assert monitored is None or len(monitored) <= handle_limit + 1, "nothing beyond the limit is monitored"
+    ours = batch.handle < handle_limit if monitored is None else monitored.take(batch.handle, mode="clip")
+    refused = 0
+    if not ours.all():
+        refused = len(ours) - int(np.count_nonzero(ours))
+        batch = take(batch, np.flatnonzero(ours))
     lost = (batch.status & np.uint32(OVERFLOW)) == OVERFLOW
     overflow = np.unique(batch.handle[lost]) if lost.any() else _NO_HANDLES
     return Decoded(batch, overflow, refused, walk.slow)
+
+
+def handle_mask(handles: Iterable[int]) -> NDArray[np.bool_]:
+    """Return a mask for `decode`: by handle, whether it is one of these; the last entry stands for all beyond."""
+    wanted = np.fromiter(handles, np.int64)
+    mask = np.zeros(int(wanted.max(initial=-1)) + 2, np.bool_)
+    mask[wanted] = True
+    return mask
 
 
 _NO_HANDLES = np.zeros(0, np.uint32)

@@ -18,7 +18,6 @@ Source: OPC UA Part 4, 7.25.2; Part 6, 5.2.2.16 and 5.2.2.17.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +26,6 @@ from numpy.typing import NDArray
 
 from mirror.batch import (
     ARRAY,
-    DIMENSIONS,
     FIXED_WIDTH,
     IN_HEAP,
     NO_HEAP,
@@ -41,9 +39,6 @@ from mirror.batch import (
 from mirror.errors import Corrupt
 from mirror.wire import body_size
 
-#: Tells where an item ends that the walk cannot size: (bytes, start of the item, limit) -> end, or Corrupt.
-Fallback = Callable[[bytes, int, int], int]
-
 _I32 = struct.Struct("<i")
 
 # ---- shapes ---------------------------------------------------------------------------------------------
@@ -53,6 +48,9 @@ _VALUE, _STATUS, _SOURCE, _SERVER, _SOURCE_PS, _SERVER_PS, _RESERVED = 0x01, 0x0
 #: What may follow the value, in the order of the wire, which is not the order of the bits.
 _TAIL_FIELDS = ((_STATUS, 4), (_SOURCE, 8), (_SOURCE_PS, 2), (_SERVER, 8), (_SERVER_PS, 2))
 _TAIL_SIZE = np.array([sum(w for bit, w in _TAIL_FIELDS if mask & bit) for mask in range(256)], np.int64)
+
+
+RESERVED_IDS = range(26, 32)  # built-in ids of the future: to be taken for ByteStrings (Part 6, 5.2.2.16)
 
 
 def _sizes() -> tuple[list[int], list[int]]:
@@ -70,7 +68,7 @@ def _sizes() -> tuple[list[int], list[int]]:
         base[kind | ARRAY, with_value] = 10 + tail[with_value]
         unit[kind | ARRAY, with_value] = width
     base[Kind.NULL, with_value] = 6 + tail[with_value]
-    for kind in (Kind.STRING, Kind.BYTESTRING, Kind.XMLELEMENT):
+    for kind in (Kind.STRING, Kind.BYTESTRING, Kind.XMLELEMENT, *RESERVED_IDS):
         base[kind, with_value] = 10 + tail[with_value]
         unit[kind, with_value] = 1
     return base.reshape(-1).tolist(), unit.reshape(-1).tolist()
@@ -97,13 +95,11 @@ class Walk:
 
     Args:
         body: The bytes in which the items lie.
-        fallback: Asked for the end of an item when its own lengths cannot be followed.
         bare: The items are DataValues alone, without a ClientHandle before each; the handles stay 0.
     """
 
-    def __init__(self, body: bytes, fallback: Fallback | None = None, *, bare: bool = False) -> None:
+    def __init__(self, body: bytes, *, bare: bool = False) -> None:
         self.data = body + _PAD
-        self.fallback = fallback
         self.bare = bare
         # An item is reckoned from where its handle stands; without handles that is 4 bytes early, inside
         # the item before, or in the count before the first one.
@@ -180,7 +176,7 @@ class Walk:
                     elif length < -1:
                         raise Corrupt(f"length {length} in a data change")
                 elif not size:
-                    size = self._slow_size(pos, end, shape)
+                    size = self._slow_size(pos, shape)
                 pos += size - trim
         except struct.error as error:
             raise Corrupt(f"an item reaches past the message: {error}") from error
@@ -189,23 +185,13 @@ class Walk:
         self.stretches.append((self.rows, len(self.starts), pos))
         return count, pos
 
-    def _slow_size(self, pos: int, end: int, shape: int) -> int:
+    def _slow_size(self, pos: int, shape: int) -> int:
         """Return the size of an item whose value has to be followed by its own lengths."""
         mask, encoding = shape & 0xFF, shape >> 8
         if mask & _RESERVED:
             raise Corrupt(f"DataValue mask {mask:#04x} has reserved bits")
-        if encoding & 0x3F > Kind.DIAGNOSTICINFO or (encoding & DIMENSIONS and not encoding & ARRAY):
-            raise Corrupt(f"Variant encoding byte {encoding:#04x} is none")
         self.slow += 1
-        try:
-            return 6 + body_size(self.data, pos + 6, encoding) + int(_TAIL_SIZE[mask])
-        except Corrupt:
-            if self.fallback is None:
-                raise
-        size = self.fallback(self.data, pos, end) - pos
-        if size < 6 + int(_TAIL_SIZE[mask]) or size > end - pos:
-            raise Corrupt(f"item of {size} bytes where {end - pos} are left")
-        return size
+        return 6 + body_size(self.data, pos + 6, encoding) + int(_TAIL_SIZE[mask])
 
     # ---- the gather -------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ A sample whose value is not a fixed-width scalar is kept as the bytes that the s
 steps over such a body without building anything, `decode` gives plain Python values.
 
 The rule that makes it safe: every length on the wire is checked against the bytes that are left before
-it is believed, and nesting ends at 64 levels, so that hostile bytes cost no more than their own size.
+it is believed, and nesting ends at 100 levels, so that hostile bytes cost no more than their own size.
 
 What it does not do: map namespace indices to URIs, or keep the several encodings of one value apart
 (a NodeId has three forms on the wire and one text). The bytes are the truth; a value is a reading of them.
@@ -23,7 +23,7 @@ from typing import Any
 from mirror.batch import ARRAY, DIMENSIONS, FIXED_WIDTH, Kind
 from mirror.errors import Corrupt
 
-NESTING_MAX = 64
+NESTING_MAX = 100  # what a decoder has to bear at least (Part 6, 5.1.8)
 
 Wire = bytes | memoryview
 
@@ -43,7 +43,7 @@ def body_size(data: Wire, pos: int, kind: int) -> int:
         kind: The encoding byte.
 
     Raises:
-        Corrupt: The body does not fit into `data`, a type or mask is not defined, or nesting exceeds 64.
+        Corrupt: The body does not fit into `data`, a type or mask is not defined, or nesting exceeds NESTING_MAX.
     """
     try:
         end = _skip_body(data, pos, kind, 0)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from gateway.decode import Decoded, decode, read_publish, read_republish
+from gateway.decode import Decoded, decode, handle_mask, read_publish, read_republish
 from gateway.walk import RUN_MIN
 from mirror.batch import NO_VALUE, SERVER_NULL, SOURCE_NULL, Kind
 from mirror.errors import Corrupt
@@ -421,36 +421,40 @@ def test_item_with_a_handle_that_is_not_ours_is_left_out_and_counted(foreign: in
     assert got.overflow.tolist() == []
 
 
+def test_only_handles_that_the_server_was_asked_for_are_taken() -> None:
+    """Another server's tags are in the same journal."""
+    items = [item(h, string("x"), status=0x0480) for h in (0, 3, 4, 7, 8, 9, 0xFFFFFFFF)]
+    message = read_publish(publish([data_change(items)]))
+    got = decode(message, handle_limit=9, monitored=handle_mask([3, 7]))
+    assert got.batch.handle.tolist() == [3, 7] and got.overflow.tolist() == [3, 7]
+    assert got.refused == 5
+    assert len(decode(message, handle_limit=9, monitored=handle_mask([])).batch) == 0
+
+
 def test_every_handle_is_ours_when_the_limit_is_beyond_32_bits() -> None:
     assert decoded(item(0xFFFFFFFF, double(0)), limit=2**32).refused == 0
 
 
-# ---- the fallback ---------------------------------------------------------------------------------------
-
-TOO_DEEP = b"\x19" + b"\x40" * 70 + b"\x00"  # a DiagnosticInfo 70 levels deep, one byte each
+# ---- shapes that are followed by their own lengths -------------------------------------------------------
 
 
-def test_item_that_cannot_be_followed_is_corrupt_without_a_fallback() -> None:
-    with pytest.raises(Corrupt):
-        decoded(item(1, TOO_DEEP))
+@pytest.mark.parametrize("levels", [1, 100])
+def test_nesting_is_followed_as_far_as_a_decoder_has_to(levels: int) -> None:
+    unit = {25: b"\x40" * levels, 24: b"\x18" * (levels - 1), 23: b"\x01\x17" * (levels // 2)}
+    deep = {kind: units + b"\x00" for kind, units in unit.items()}
+    items = [item(kind, bytes((kind,)) + body) for kind, body in deep.items()]
+    got = decoded(*items, item(1, string("after")))
+    assert values(got) == [*deep.values(), struct.pack("<i", 5) + b"after"]
 
 
-def test_fallback_is_asked_for_the_end_of_such_an_item_alone() -> None:
-    items = [item(0, double(0)), item(1, TOO_DEEP), item(2, string("after"))]
-    asked = []
-
-    def fallback(data: bytes, start: int, limit: int) -> int:
-        asked.append(data[start : start + len(items[1])])
-        return start + len(items[1])
-
-    got = decode(read_publish(publish([data_change(items)])), handle_limit=9, fallback=fallback)
-    assert asked == [items[1]]
-    assert values(got) == [bytes(8), TOO_DEEP[1:], struct.pack("<i", 5) + b"after"]
-    assert got.slow == 1
+def test_nesting_beyond_that_is_corrupt() -> None:
+    with pytest.raises(Corrupt, match="nested"):
+        decoded(item(1, b"\x19" + b"\x40" * 101 + b"\x00"))
 
 
-@pytest.mark.parametrize("answer", [-1, 0, 5, 10**9])
-def test_answer_of_a_fallback_outside_the_notification_is_corrupt(answer: int) -> None:
-    message = read_publish(publish([data_change([item(1, TOO_DEEP), item(2, double(0))])]))
-    with pytest.raises(Corrupt):
-        decode(message, handle_limit=9, fallback=lambda _data, start, _limit: start + answer)
+@pytest.mark.parametrize("kind", range(26, 32))
+def test_built_in_types_of_the_future_are_kept_as_the_byte_strings_that_they_are_by_definition(kind: int) -> None:
+    one, two = struct.pack("<i", 3) + b"abc", struct.pack("<ii", 2, 1) + b"a" + struct.pack("<i", -1)
+    got = decoded(item(1, bytes((kind,)) + one), item(2, bytes((kind | 0x80,)) + two), item(3, double(1)))
+    assert got.batch.kind.tolist() == [kind, kind | 0x80, 11]
+    assert values(got)[:2] == [one, two]

@@ -164,9 +164,9 @@ def test_hostile_lengths_masks_and_types_are_corrupt(kind: int, body: str) -> No
 
 
 @pytest.mark.parametrize("unit", ["18", "1701", "9801000000"])
-def test_nesting_ends_at_64_levels(unit: str) -> None:
+def test_nesting_ends_at_100_levels(unit: str) -> None:
     kind = {"18": Kind.VARIANT, "1701": Kind.DATAVALUE, "9801000000": Kind.VARIANT | ARRAY}[unit]
-    levels = {"18": 63, "1701": 31, "9801000000": 63}[unit]
+    levels = {"18": 99, "1701": 49, "9801000000": 99}[unit]
     head = wire(unit)[1:]  # the body of the outermost one starts after its own encoding byte
     deep = head + wire(unit) * levels + b"\0"
     size = body_size(deep, 0, kind)
