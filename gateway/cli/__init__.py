@@ -23,10 +23,21 @@ VERBS: tuple[tuple[str, str, str], ...] = (
     ("tail", "gateway.cli.look:tail", "print samples as they become durable"),
     ("sql", "gateway.cli.look:sql", "query the journal; every sample is a row of the table `samples`"),
     ("export", "gateway.cli.look:export", "write the journal as a plain SQLite file"),
+    ("history", "gateway.cli.history:history", "print what one tag said, with what is missing in between"),
+    ("gaps", "gateway.cli.gaps:gaps", "list, explain or close what is missing"),
+    ("doctor", "gateway.cli.doctor:doctor", "look at clock, disk, journal, certificates and bucket of this box"),
     ("verify", "gateway.cli.verify:verify", "prove the bucket: names, signatures, hashes, digests, coverage"),
     ("demo", "gateway.cli.demo:demo", "mirror a simulated plant on this machine and check the result"),
     ("version", "gateway.cli.look:version", "print the versions of this program and of what it stands on"),
 )
+
+
+#: What `gaps` can do.
+GAPS = {
+    "list": "one line for each gap, oldest first",
+    "explain": "what happened, which tags, how it ended",
+    "declare-lost": "close a gap that nobody will fill",
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -85,6 +96,30 @@ def _export(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("out", help="the file to write; it must not exist")
 
 
+def _history(sub: argparse.ArgumentParser) -> None:
+    _journal(sub)
+    sub.add_argument("tag", help="device/name, path or node of a tag, or a text that only one contains")
+    sub.add_argument("--from", dest="start", metavar="TIME", help="ISO 8601 (UTC), or so long ago: 15m, 2h, 7d")
+    sub.add_argument("--to", dest="end", metavar="TIME", help="the same; the time itself is not included")
+    sub.add_argument("-n", "--lines", type=int, default=0, metavar="N", help="only the newest N of them")
+    sub.add_argument("--csv", action="store_true", help="print comma-separated values with a head line")
+
+
+def _gaps(sub: argparse.ArgumentParser) -> None:
+    actions = sub.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, text in GAPS.items():
+        action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON instead of text")
+        _journal(action)
+        if name == "list":
+            action.add_argument("--open", action="store_true", help="only gaps that may still be filled")
+            action.add_argument("--source", default="", metavar="TEXT", help="only sources whose URI contains this")
+        else:
+            action.add_argument("id", help="the gap's id, or its beginning")
+        if name == "declare-lost":
+            action.add_argument("--why", required=True, help="kept in the ledger and in the log")
+
+
 def _verify(sub: argparse.ArgumentParser) -> None:
     _config(sub)
     sub.add_argument("--alone", action="store_true", help="trust the bucket alone, not what this journal remembers")
@@ -104,6 +139,9 @@ _ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "tail": _tail,
     "sql": _sql,
     "export": _export,
+    "history": _history,
+    "gaps": _gaps,
+    "doctor": _config,
     "verify": _verify,
     "demo": _demo,
     "version": _nothing,

@@ -89,7 +89,7 @@ def tail(options: argparse.Namespace) -> int:
     left = options.lines or -1
     for sample in _samples(options):
         if options.json:
-            print(_json(sample), flush=True)
+            print(json_text(sample), flush=True)
         else:
             print(f"{sample['time'] or '-':26}  {sample['status']:<24} {sample['tag']}  {sample['value']}", flush=True)
         left -= 1
@@ -158,7 +158,7 @@ def _statement(db: Any, query: str, *, as_json: bool) -> None:
 
     names, rows = run_sql(db, query)
     if as_json:
-        print(_json([dict(zip(names, map(_plain, row), strict=True)) for row in rows]))
+        print(json_text([dict(zip(names, map(_plain, row), strict=True)) for row in rows]))
         return
     if names:
         print("\t".join(names))
@@ -170,7 +170,7 @@ def _plain(value: Any) -> Any:
     return value.hex() if isinstance(value, bytes) else value
 
 
-def _json(rows: dict[str, Any] | list[dict[str, Any]]) -> str:
+def json_text(rows: dict[str, Any] | list[dict[str, Any]]) -> str:
     """Return rows as JSON, which has no number for NaN and the infinities: they are the strings of OPC UA.
 
     Source: OPC UA Part 6, 5.4.2.4.

@@ -30,6 +30,8 @@ from mirror.state import State
 from mirror.tags import TagTable
 from mirror.variant import Structure
 
+GROWTH_CHUNKS = 20_000
+
 
 class ChunkRow(NamedTuple):
     """One chunk as stored: rows of one stream, timeline and origin published in (pub_from, pub_to]."""
@@ -241,6 +243,19 @@ class JournalReader:
                     first = self._db.execute(f"SELECT received_s {of_hole} ORDER BY pub_to LIMIT 1", span).get
                     oldest = first if oldest is None else min(oldest, first)
         return Backlog(chunks, rows, size, oldest)
+
+    def growth_per_s(self, since_s: float) -> float | None:
+        """Return how many bytes of chunks were received a second since then, by the newest GROWTH_CHUNKS.
+
+        None where there were too few to tell.
+        """
+        with self._read():
+            count, size, first, last = self._db.execute(
+                "SELECT count(*), sum(size), min(received_s), max(received_s) FROM"
+                " (SELECT received_s, size FROM chunk ORDER BY seq DESC LIMIT ?) WHERE received_s >= ?",
+                (GROWTH_CHUNKS, since_s),
+            ).get
+        return None if count < 2 or last <= first else size / (last - first)
 
     def _claims(self, table: str, stream: str | None) -> list[Coverage]:
         rows = self._db.execute(

@@ -38,6 +38,13 @@ def application_uri(certificate_file: str) -> str:
     raise ConfigError(f"{certificate_file} holds no certificate with an application URI")
 
 
+def expiry(path: Path) -> datetime:
+    """Return when the first certificate of a file expires, an aware time."""
+    for certificate in _load(path):
+        return certificate.not_valid_after_utc
+    raise ConfigError(f"{path} holds no certificate")
+
+
 def check(der: bytes, uri: str, trust_dir: str, now: datetime) -> None:
     """Check the certificate of a server.
 

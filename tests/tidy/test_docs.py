@@ -50,13 +50,15 @@ def errors() -> list[str]:
         known |= more
 
 
-def verbs() -> dict[str, argparse.ArgumentParser]:
-    """Return the verbs of the command line with their parsers."""
-    root = importlib.import_module("gateway.cli").parser()
+def verbs(parser: argparse.ArgumentParser | None = None) -> dict[str, argparse.ArgumentParser]:
+    """Return the verbs of the command line, and the verbs of verbs, with their parsers."""
+    root = parser or importlib.import_module("gateway.cli").parser()
     found: dict[str, argparse.ArgumentParser] = {}
     for action in root._actions:
         if isinstance(action, argparse._SubParsersAction):
             found |= action.choices
+            for choice in action.choices.values():
+                found |= verbs(choice)
     return found
 
 
