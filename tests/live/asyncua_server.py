@@ -34,6 +34,8 @@ class Counters:
         self.count: int = options.nodes
         self.kind = ua.VariantType[options.type]
         self.history: int = options.history
+        self.shift: int = options.shift
+        self.index = 0
         self.written: int = options.first
         self.log = log
         self.nodes: list[Node | None] = []
@@ -42,7 +44,9 @@ class Counters:
 
     async def build(self) -> None:
         """Add the variables in folders, since a parent's children are searched one by one."""
-        index = await self.server.register_namespace(NAMESPACE)
+        for i in range(self.shift):
+            await self.server.register_namespace(f"urn:edgemirror:test:other:{i}")
+        self.index = index = await self.server.register_namespace(NAMESPACE)
         top = await self.server.nodes.objects.add_folder(
             ua.NodeId("Counters", index), ua.QualifiedName("Counters", index)
         )
@@ -107,6 +111,8 @@ class Counters:
         elif what == "delete":
             await self.server.delete_nodes([self.nodes[command["node"]]])
             self.nodes[command["node"]] = None
+        elif what == "restore":
+            await self.restore(command["node"])
         elif what == "facts":
             service = self.server.iserver.subscription_service
             return {"sessions": None, "subscriptions": len(service.subscriptions)}
@@ -115,6 +121,15 @@ class Counters:
         elif what not in {"pause", "stop"}:
             raise ValueError(f"no command {what}")
         return {}
+
+    async def restore(self, place: int) -> None:
+        """Bring a deleted node back, with the value that it would have by now."""
+        name = f"c{place}"
+        folder = self.server.get_node(ua.NodeId(f"F{place // FOLDER}", self.index))
+        rounds, rest = divmod(self.written, self.count)
+        value = self.variant(rounds + (place < rest))
+        node = await folder.add_variable(ua.NodeId(name, self.index), ua.QualifiedName(name, self.index), value)
+        self.nodes[place] = node
 
     async def bend(self, place: int, code: int) -> None:
         """Give a node another status and leave its value."""
@@ -127,13 +142,13 @@ class Counters:
         )
 
 
-async def serve(options: argparse.Namespace, log: IO[str]) -> None:
+async def serve(options: argparse.Namespace, log: IO[str], kind: type[Counters] = Counters) -> None:
     server = Server()
     await server.init()
     server.set_endpoint(f"opc.tcp://127.0.0.1:{options.port}")
     server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
     await server.set_application_uri(URI)
-    counters = Counters(server, options, log)
+    counters = kind(server, options, log)
     await counters.build()
 
     def answer(event: str, **facts: object) -> None:
@@ -154,7 +169,7 @@ async def serve(options: argparse.Namespace, log: IO[str]) -> None:
                 break
 
 
-def main() -> None:
+def main(kind: type[Counters] = Counters) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--nodes", type=int, default=10)
@@ -162,11 +177,12 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="writes already done by a predecessor")
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--shift", type=int, default=0, help="other namespaces that come before the counters'")
     parser.add_argument("--history", type=int, default=0, help="values kept per node; 0: no history")
     options = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
     with options.log.open("a") as log:
-        asyncio.run(serve(options, log))
+        asyncio.run(serve(options, log, kind))
 
 
 if __name__ == "__main__":

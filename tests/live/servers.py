@@ -22,7 +22,7 @@ from typing import Any, Self
 import pytest
 
 from demo.servers import Broker, NotReady, Process, Server, Weed, free_ports, mqtt_answers, until
-from tests.tools import Tool, find
+from tests.tools import ROOT, Tool, find
 
 __all__ = [
     "AsyncuaServer", "Broker", "Counters", "Mosquitto", "NodeServer", "NotReady", "Process", "Server", "Weed",
@@ -239,6 +239,21 @@ class AsyncuaServer(Counters):
 
     def program(self) -> tuple[list[str | Path], dict[str, str]]:
         return [sys.executable, HERE / "asyncua_server.py"], {}
+
+
+class OddServer(Counters):
+    """Counters on a server that misbehaves on command, see `odd_server.py`."""
+
+    def program(self) -> tuple[list[str | Path], dict[str, str]]:
+        return [sys.executable, "-m", "tests.live.odd_server"], {"PYTHONPATH": str(ROOT)}
+
+    def odd(self, what: str, **how: object) -> None:
+        """Begin to misbehave: `mute`, `drop`, `late`, `lie`, `slow`, `retype`; `heal` ends all of it."""
+        self.ask(what, **how)
+
+    def restore(self, node: int) -> None:
+        """Bring a deleted node back."""
+        self.ask("restore", node=node)
 
 
 def _listens(port: int) -> bool:
