@@ -169,6 +169,8 @@ class _Walk:
                 self._lost(seq, seq)
             at = seq + 1
         self.told.next = at
+        if at == 0:  # a mistyped prefix must not prove itself
+            self._found(Finding(0, Flaw.MISSING, "there is no log in this place"))
 
     def _missing(self, start: int, end: int) -> None:
         """Name what is missing of `start` to `end - 1`; anybody can write an object with a number far above."""

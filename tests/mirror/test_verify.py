@@ -15,7 +15,7 @@ from mirror import segment
 from mirror.batch import equal
 from mirror.coverage import Closure, Coverage, Gap, Grade, Promise, Reason, Stream
 from mirror.floor import sign_floor
-from mirror.header import FLOOR, Closing, Flaw, canonical, public_hex
+from mirror.header import FLOOR, Closing, Finding, Flaw, canonical, public_hex
 from mirror.layout import Layout
 from mirror.verify import Report, verify_store
 from tests.mirror.logs import KEY, LAYOUT, OTHER, TAGS, LogWriter, below, clean_up, log, reseal, resign, rows
@@ -56,10 +56,10 @@ def test_a_whole_log_is_verified_and_counted():
     assert msgspec.json.decode(msgspec.json.encode(report), type=Report).rows == 27
 
 
-def test_an_empty_place_is_verified_as_nothing():
+def test_a_place_without_a_log_proves_nothing():
     report = verify_store(LogWriter().store, LAYOUT)
-    assert report.verified
-    assert (report.segments, report.next, report.streams) == (0, 0, [])
+    assert not report.verified and (report.segments, report.next) == (0, 0)
+    assert report.findings == [Finding(0, Flaw.MISSING, "there is no log in this place")]
 
 
 SIZE = len(log(4).store.objects[LAYOUT.segment(2)].body)
