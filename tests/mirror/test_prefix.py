@@ -99,6 +99,16 @@ def test_stepping_over_an_unreadable_segment_takes_its_hash_from_its_successor(p
     grow(prefix, successor)
 
 
+def test_a_prefix_names_its_log_by_the_hash_of_segment_0_also_where_that_was_stepped_over(prefix: Prefix):
+    genesis = prefix.at.hash
+    assert prefix.at.genesis == genesis
+    grow(prefix, after(prefix))
+    assert prefix.at.genesis == genesis
+    blind = Prefix(Saved("g", keys={"a": public_hex(A)}))
+    blind.skip(Header(group="g", seq=1, prev=genesis))
+    assert blind.at.genesis == genesis
+
+
 def test_gaps_told_in_a_segment_that_is_stepped_over_count_as_untold(prefix: Prefix):
     known, lost = Gap.opened("s", "1-1", 5, Reason.MISSED), Gap.opened("s", "1-1", 7, Reason.MISSED, end=8)
     grow(prefix, after(prefix, gaps=(known,)))

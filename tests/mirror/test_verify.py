@@ -363,6 +363,14 @@ def test_a_floor_is_judged_by_keys_and_not_by_hashes_alone():
     assert flaws(writer, keys={"b": public_hex(OTHER)}, known=writer.hashes)[0] == (FLOOR, "foreign")
 
 
+def test_a_key_that_is_known_from_elsewhere_is_the_names_key_above_a_floor_too():
+    writer = log(6)
+    writer.write(6, keys={"b": public_hex(OTHER)})
+    clean_up(writer, 5)
+    assert flaws(writer, keys={**KEYS, "b": public_hex(OTHER)}) == []
+    assert flaws(writer, keys={**KEYS, "b": public_hex(KEY)}) == [(6, "re-keyed")]
+
+
 def test_a_replica_that_remembers_less_than_the_floor_takes_it_from_an_enrolled_signer():
     writer = log(6)
     clean_up(writer, 5)
