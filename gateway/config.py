@@ -94,6 +94,7 @@ class Source(_Table, frozen=True, kw_only=True):
         session_timeout_s: How long the server is asked to keep the session of a gateway that is gone;
             within it a restart resumes without loss.
         history: Fill gaps from the server's historian where it keeps one.
+        audit_s: Each tag is read and compared with the mirror once in so long; 0 audits nothing.
     """
 
     name: Name
@@ -108,6 +109,7 @@ class Source(_Table, frozen=True, kw_only=True):
     request_timeout_s: Annotated[float, Meta(ge=1, le=120)] = 10.0
     publish_requests: Annotated[int, Meta(ge=1, le=10)] = 3
     history: bool = True
+    audit_s: Annotated[float, Meta(ge=0, le=86_400)] = 600.0
     device: Annotated[list[Device], Meta(min_length=1)]
 
 

@@ -149,6 +149,7 @@ class Reason(_Word):
     SLOW_STORE = "slow_store"
     UNDECODABLE = "undecodable"
     NODE_GONE = "node_gone"
+    MISMATCH = "mismatch"  # a device, when it was read, said something else than the mirror held
     QUEUE_UNKNOWN = "queue_unknown"  # the server cannot tell whether its queue ran over
 
 

@@ -35,6 +35,7 @@ STORIES = {
     Reason.SLOW_STORE: "the journal was too slow for the plant, and the server's queues ran over",
     Reason.UNDECODABLE: "a message could not be decoded; its bytes are kept in the journal's quarantine",
     Reason.NODE_GONE: "the server no longer has these nodes",
+    Reason.MISMATCH: "the device, when it was read, said something else than the mirror held: the server left it out",
     Reason.QUEUE_UNKNOWN: "the server cannot tell whether its queues ran over",
 }
 #: By closure: how it ended.

@@ -32,6 +32,8 @@ EVENTS = {
     "stream.resumed": "the former subscription delivers again",
     "stream.retired": "a subscription was replaced by one for other tags and has delivered its last",
     "stream.items_refused": "the server refused to monitor some nodes",
+    "audit.mismatch": "devices, when read, said something else than the mirror held; a gap row says which",
+    "audit.refused": "the server refused to read tags for the audit",
     "gap.opened": "something is missing; a row says what and why",
     "gap.closed": "a gap was filled, or declared lost",
     "message.undecodable": "a message was set aside",

@@ -16,16 +16,18 @@ import contextlib
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from gateway import plan as plans
 from gateway import sampler
 from gateway.acks import Acks
 from gateway.config import Source
 from gateway.decode import Message, read_publish, read_republish
+from gateway.io.attempts import STEADY_S, answered, first_failure, pause_s
+from gateway.io.auditor import Auditor
 from gateway.io.backfill import Backfiller
 from gateway.io.ingest import Ingest, position_name, read_position
 from gateway.io.journal import Journal
@@ -45,8 +47,6 @@ from mirror.status import status_name
 
 T = TypeVar("T")
 
-BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # after a server has refused so often
-AWAY_S = 0.15  # between two attempts to reach a server that does not answer at all
 RESUME_S = 30.0  # all that is fetched again before the first Publish has to come within
 RESUME_REFUSALS_MAX = 2  # then the session is given up; one that is merely out of reach is not
 LAST_RESPONSES = 2  # of a retiring stream: the first may have been made before its successor was
@@ -142,6 +142,8 @@ class SourceRunner:
         self._refusals = 0  # resumes in a row that failed on an open channel
         self._first = True
         self._models = Models(config, ingest, self._fact)
+        self._refused: set[int] = set()  # tags that the server will not monitor
+        self.auditor = Auditor(config.name, config.audit_s, ingest)
 
     async def run(self) -> None:
         """Keep the source subscribed until cancelled."""
@@ -173,10 +175,10 @@ class SourceRunner:
         self._lost(error)
         if isinstance(error, Gone):
             await self._sessions.forget(error.streams)
-        if not _answered(error) or lasted_s > 2 * BACKOFF_S[-1]:
+        if not answered(error) or lasted_s > STEADY_S:
             refusals = 0
         await asyncio.sleep(pause_s(error, refusals) * random.uniform(0.7, 1.0))
-        return refusals + _answered(error)
+        return refusals + answered(error)
 
     def room(self) -> None:
         """Look again whether the ingest takes more; call it in the event loop."""
@@ -222,9 +224,21 @@ class SourceRunner:
             tasks = [backfill, self._worker(connection), self._fetched_then_pump(connection), self._watch()]
             if cached:
                 tasks.append(self._browse_again(connection, facts))
-            await _first_failure(tasks)
+            tasks.append(self._audited(connection))
+            await first_failure(tasks)
         finally:
             await connection.close(keep_session=kept)
+
+    async def _audited(self, connection: Connection) -> None:
+        """Compare tags with their devices, once everything that the server had kept is here."""
+        await self._resumed.wait()
+        await self.auditor.run(connection, self.streams, self._monitored)
+
+    def _monitored(self, stream: str) -> set[int]:
+        """Return the tags of a stream that the server monitors, as far as this process knows."""
+        find = self._ingest.journal.tags.find
+        handles = {find(item.tag.identity) for item in self.streams[stream].items}
+        return {handle for handle in handles if handle is not None} - self._refused
 
     def _connection(self) -> Connection:
         return Connection(self.config, password=self._password)
@@ -388,6 +402,7 @@ class SourceRunner:
     def _refuse(self, p: Plan, refused: dict[int, int], ticks: int) -> None:
         """The server will not monitor some nodes: their state is Bad, with the server's own status."""
         tags = self._ingest.journal.tags
+        self._refused |= refused.keys()
         self.status.refused |= {tags[h].path or tags[h].node: f"0x{code:08X}" for h, code in refused.items()}
         self._ingest.refused(p.id, refused, ticks)
         log("stream.items_refused", stream=p.id, tags=len(refused), first=next(iter(self.status.refused)))
@@ -405,7 +420,7 @@ class SourceRunner:
                     raise Unavailable("the server did not send its kept messages again in time") from error
         now = time.monotonic()
         self._heard = dict.fromkeys(self._heard, now)
-        await _first_failure([self._pump(connection, number) for number in range(self._pumps)])
+        await first_failure([self._pump(connection, number) for number in range(self._pumps)])
 
     async def _pump(self, connection: Connection, number: int) -> None:
         """Keep one Publish request at the server, unless there is no room for its answer."""
@@ -523,13 +538,13 @@ class SourceRunner:
 
     async def _fetch(self, connection: Connection, effect: sampler.Republish) -> Message:
         """Ask for a message again; a server that is busy for a moment is asked once more."""
-        for pause_s in REPUBLISH_AGAIN_S:
+        for wait_s in REPUBLISH_AGAIN_S:
             try:
                 return read_republish(await connection.republish(effect.subscription, effect.sequence))
             except Refused as refused:
                 if refused.name in (*NO_SUBSCRIPTION, *NOT_AVAILABLE):
                     raise
-                await asyncio.sleep(pause_s)
+                await asyncio.sleep(wait_s)
         return read_republish(await connection.republish(effect.subscription, effect.sequence))
 
     async def _fact(self, name: str) -> bytes | None:
@@ -566,33 +581,3 @@ class SourceRunner:
     async def _call(self, work: Callable[[Journal], T]) -> T:
         """Run work in the ingest thread's next transaction and wait until it is durable."""
         return await asyncio.wrap_future(self._ingest.call(work))
-
-
-def pause_s(error: MirrorError, refusals: int) -> float:
-    """Return how long to wait before the next attempt.
-
-    A server that answers and refuses is asked less and less often. One that is away is tried steadily, since
-    every moment between its return and the new subscription is lost, and an attempt costs it nothing.
-
-    Args:
-        error: What ended the last attempt.
-        refusals: How many attempts before it were refused, one after the other.
-    """
-    return BACKOFF_S[min(refusals, len(BACKOFF_S) - 1)] if _answered(error) else AWAY_S
-
-
-def _answered(error: MirrorError) -> bool:
-    return isinstance(error, Refused | Gone) or not isinstance(error, Unavailable)
-
-
-async def _first_failure(tasks: list[Coroutine[Any, Any, None]]) -> None:
-    """Run all until one fails, then end the others and raise its error."""
-    running = [asyncio.ensure_future(task) for task in tasks]
-    try:
-        done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)

@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gateway.config import Device, Source
 from gateway.io.ingest import Durable, Ingest
 from gateway.io.journal import Journal
 from gateway.io.reader import JournalReader
 from gateway.io.source import SourceRunner
 from gateway.server import Limits, MonitoredItem, Refused, Revised, ServerFacts, Subscription
+from mirror.batch import Batch, Kind
 from mirror.coverage import Gap
 from mirror.tags import Tag
 from tests.gateway.publish_bytes import data_change, double, item, publish
@@ -53,6 +56,8 @@ class World:
         republish: Answers a Republish, given the line, subscription and number.
         transferred: Subscriptions that a Transfer brings, with the numbers available.
         refuse_resume: What resuming a session raises.
+        devices: By handle, what a Read says, stamped after everything that was published.
+        refuse_read: What a Read raises.
     """
 
     publish: Callable[..., Any] = never
@@ -65,6 +70,9 @@ class World:
     revised_queue: int = 10
     transferred: dict[int, tuple[int, ...]] = field(default_factory=dict)
     refuse_resume: Exception | None = None
+    devices: dict[int, float] = field(default_factory=dict)
+    refuse_read: Exception | None = None
+    reads: int = 0
     connects: int = 0
     resumes: int = 0
     subscriptions: int = 0
@@ -143,6 +151,17 @@ class Line:
         finally:
             world.publishing -= 1
 
+    async def read(self, tags: Sequence[tuple[int, Tag]]) -> Batch:
+        self.world.reads += 1
+        if self.world.refuse_read is not None:
+            raise self.world.refuse_read
+        rows = Batch.zeros(len(tags))
+        rows.handle[:] = [handle for handle, _ in tags]
+        rows.kind[:] = Kind.DOUBLE
+        rows.bits[:] = np.array([self.world.devices.get(h, 0.0) for h, _ in tags], np.float64).view(np.uint64)
+        rows.source_ticks[:] = rows.server_ticks[:] = T + 1_000_000_000
+        return rows
+
     async def republish(self, subscription: int, number: int) -> bytes:
         self.world.republished.append(number)
         if self.world.republish is None:
@@ -204,7 +223,7 @@ async def plant(world: World, folder: Path, *, replica: str = "a", **config: Any
         journal, replica=replica, commit_s=0.0, inbox_bytes_max=1 << 20, on_durable=durable,
         on_room=lambda: loop.call_soon_threadsafe(runners[0].room),
     )  # fmt: skip
-    settings = {"name": "s", "endpoint": "opc.tcp://h:1", "security": "none", "history": False} | config
+    settings = {"name": "s", "endpoint": "opc.tcp://h:1", "security": "none", "history": False, "audit_s": 0.0} | config
     settings.setdefault("device", [Device(name="d", browse=["i=85/**"])])
     runner = Runner(
         Source(**settings), ingest, journal_path=path, password="", on_tags=lambda: None,

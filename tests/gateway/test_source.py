@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from gateway.io.attempts import AWAY_S, BACKOFF_S, pause_s
 from gateway.io.sessions import Gone
-from gateway.io.source import AWAY_S, BACKOFF_S, pause_s
 from gateway.server import Refused
 from mirror.errors import ConfigError, Corrupt, MirrorError, Unavailable
 

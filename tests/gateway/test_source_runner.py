@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.config import Device
-from gateway.io import datadir
+from gateway.io import attempts, datadir
 from gateway.io import source as source_module
 from gateway.io.journal import Journal
 from gateway.server import Refused
@@ -41,8 +41,8 @@ def in_loop(test: Test) -> Callable[..., None]:
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two attempts nobody has to wait here."""
-    monkeypatch.setattr(source_module, "AWAY_S", 0.01)
-    monkeypatch.setattr(source_module, "BACKOFF_S", (0.01,))
+    monkeypatch.setattr(attempts, "AWAY_S", 0.01)
+    monkeypatch.setattr(attempts, "BACKOFF_S", (0.01,))
     monkeypatch.setattr(source_module, "REPUBLISH_AGAIN_S", (0.01, 0.01))
     monkeypatch.setattr(source_module, "REFUSED_S", 0.005)
 
