@@ -3,8 +3,8 @@
 It asks what nothing else asks: whether the server still tells what its device holds. What differs is looked at
 again after a time of grace, then read a second time; what still differs is a mismatch: a gap row for those
 tags from the last time they were found good, an event, and a new subscription. A tag whose mismatch survives
-that is told once and not mended again within MENDED_S, so that one odd node does not cost the others their
-subscription again and again.
+that is mended ever more seldom, so that one odd node does not cost the others their subscription again and
+again.
 
 What this module does not do: judge (`gateway.audit`), or subscribe (`gateway.io.source`).
 """
@@ -33,7 +33,7 @@ from mirror.batch import Batch, take
 from mirror.coverage import Gap, Reason
 
 GRACE_S = 2.0  # beside three publishing intervals: what changed when it was read has to be here by then
-MENDED_S = 3600.0  # between two new subscriptions for the same tag
+MEND_S, MEND_S_MAX = 10.0, 3600.0  # between two new subscriptions for the same tag: doubles while it differs
 HISTORY_MAX = 100_000  # tags whose last good audit is remembered by its publish time
 
 Handles = NDArray[np.uint32]
@@ -71,7 +71,7 @@ class Auditor:
         self.counts = Counts()
         self._name, self._period_s, self._ingest = name, period_s, ingest
         self._good: dict[int, int] = {}  # by handle, the stream's publish time when it was last found good
-        self._mended: dict[int, float] = {}
+        self._mended: dict[int, tuple[float, float]] = {}  # by handle: when it may be tried again, and the pause then
         self._refusal = ""
 
     async def run(
@@ -99,6 +99,11 @@ class Auditor:
             grace_s = GRACE_S + 3 * max(p.publishing_ms for p in streams.values()) / 1000
             try:
                 found = await self._look(connection, np.array(part, np.uint32), grace_s)
+                if len(found):  # where one is left out others may be: look at all before a new subscription hides it
+                    hit = {of_stream[h] for h in found.tolist()}
+                    rest = [h for h, stream in of_stream.items() if stream in hit and h not in part]
+                    more = await self._look(connection, np.array(rest, np.uint32), grace_s) if rest else found[:0]
+                    found = np.concatenate((found, more))
             except Refused as refused:
                 self._refused(refused)
                 continue
@@ -147,11 +152,13 @@ class Auditor:
         for stream in streams:
             mine = [h for h in handles if of_stream[h] == stream]
             await self._call(partial(self._declare, stream, mine))
-        fresh = [h for h in handles if now - self._mended.get(h, -MENDED_S) >= MENDED_S]
+        fresh = [h for h in handles if now >= self._mended.get(h, (0.0, 0.0))[0]]
         first = tags[handles[0]].path or tags[handles[0]].node
         log("audit.mismatch", source=self._name, tags=len(handles), first=first, subscribes_anew=bool(fresh))
         if fresh:
-            self._mended |= dict.fromkeys(fresh, now)
+            for handle in fresh:
+                pause_s = self._mended.get(handle, (0.0, MEND_S))[1]
+                self._mended[handle] = (now + pause_s, min(2 * pause_s, MEND_S_MAX))
             what = f"{len(handles)} tags differ from the device, {first} among them; subscribing anew"
             raise Gone(what, {of_stream[h] for h in fresh})
 

@@ -68,6 +68,7 @@ security = "none"
 history = {history}
 session_timeout_s = {session_timeout_s}
 request_timeout_s = {request_timeout_s}
+audit_s = {audit_s}
 
 [[source.device]]
 name = "counters"
@@ -207,7 +208,7 @@ class Rig:
             group=self.group, folder=folder, endpoint=f"opc.tcp://127.0.0.1:{server_port or server.port}",
             **{
                 "history": "false", "session_timeout_s": 600, "request_timeout_s": 2, "queue_size": 0,
-                "publishing_ms": PUBLISHING_MS, **settings,
+                "audit_s": 600, "publishing_ms": PUBLISHING_MS, **settings,
             },
         )  # fmt: skip
         if store is not None:
