@@ -31,6 +31,10 @@ class SourceFigures:
         reconnects: Sessions made anew after the first.
         overflows: Samples marked by the server as following lost ones.
         samples: Samples received, by `good`, `uncertain`, `bad`.
+        audited: Tags read and compared with the mirror.
+        mismatches: Tags whose device said something else.
+        audits_refused: Reads of the audit that the server refused.
+        audit_turn_s: How long the last turn over all tags took; 0 before the first.
         error: Why it is not live.
     """
 
@@ -41,6 +45,10 @@ class SourceFigures:
     reconnects: int = 0
     overflows: int = 0
     samples: Mapping[str, int] = field(default_factory=dict)
+    audited: int = 0
+    mismatches: int = 0
+    audits_refused: int = 0
+    audit_turn_s: float = 0.0
     error: str = ""
 
 
@@ -311,6 +319,10 @@ METRICS = {
     "opcua_silent_seconds": ("gauge", "Seconds since the source's last notification or keep-alive."),
     "opcua_reconnects_total": ("counter", "Sessions made anew after the first."),
     "opcua_overflow_total": ("counter", "Samples that the server marked as following lost ones."),
+    "audit_tags_total": ("counter", "Tags read and compared with the mirror."),
+    "audit_mismatches_total": ("counter", "Tags whose device said something else than the mirror held."),
+    "audit_refused_total": ("counter", "Reads of the audit that the server refused."),
+    "audit_turn_seconds": ("gauge", "How long the last turn over all tags took."),
     "samples_total": ("counter", "Samples received, by quality."),
     "sample_gap_seconds_max": ("gauge", "Longest silence of one stream that ended in the last minute or goes on."),
     "recovered_total": ("counter", "Samples that came late, by Republish or from the server's history."),
@@ -390,6 +402,11 @@ def _sources(f: Figures) -> Iterator[_Sample]:
             yield "opcua_silent_seconds", source, s.silent_s
         yield "opcua_reconnects_total", source, s.reconnects
         yield "opcua_overflow_total", source, s.overflows
+        yield "audit_tags_total", source, s.audited
+        yield "audit_mismatches_total", source, s.mismatches
+        yield "audit_refused_total", source, s.audits_refused
+        if s.audit_turn_s:
+            yield "audit_turn_seconds", source, s.audit_turn_s
         for quality, count in s.samples.items():
             yield "samples_total", {**source, "quality": quality}, count
     yield "sample_gap_seconds_max", {}, f.sample_gap_s_max

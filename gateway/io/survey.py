@@ -148,10 +148,12 @@ class Survey:
         since_s = now - (status.since or self._gateway.started)
         state = "live" if status.connected else "stale" if since_s < OFFLINE_S else "offline"
         silent_s = time.monotonic() - status.last_message if status.last_message else None
+        audits = source.auditor.counts
         return SourceFigures(
             name=status.name, state=state, since_s=since_s, silent_s=silent_s,
             reconnects=max(0, status.connects - 1), overflows=overflows, samples=dict(samples),
-            error=status.last_error,
+            error=status.last_error, audited=audits.tags, mismatches=audits.mismatches,
+            audits_refused=audits.refused, audit_turn_s=audits.full_turn_s,
         )  # fmt: skip
 
     def _tags(self) -> dict[str, int]:
