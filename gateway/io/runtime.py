@@ -114,14 +114,15 @@ class Gateway:
         tasks: list[asyncio.Task[None]] = []
         failed: Exception | None = None
         try:
-            await asyncio.wrap_future(self.ingest.call(lambda j: j.save_epoch(self.epoch, self.incarnation)))
+            if self.http is not None:
+                await self.http.start()  # first, so that it can tell why the rest waits
+            if not await self._own_epoch(stop):
+                return
             if self.publisher is not None:
                 self.publisher.start(self.epoch)
                 self._tell_role()
             if self.pusher is not None:
                 self.pusher.start()
-            if self.http is not None:
-                await self.http.start()
             log("gateway.started", replica=self.config.replica.name, epoch=self.epoch)
             tasks = [asyncio.create_task(source.run(), name=source.config.name) for source in self.sources]
             tasks += [asyncio.create_task(work) for work in (self._trim(), self._guard(), self.survey.run())]
@@ -143,6 +144,18 @@ class Gateway:
             await asyncio.to_thread(self._close)
             if failed is None:
                 log("gateway.stopped", replica=self.config.replica.name)
+
+    async def _own_epoch(self, stop: asyncio.Event) -> bool:
+        """Make this process's epoch durable; tell False if that was never possible before it shall end."""
+        saved = asyncio.wrap_future(self.ingest.call(lambda j: j.save_epoch(self.epoch, self.incarnation)))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait([saved, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not saved.done():
+            saved.cancel()
+            return False
+        saved.result()
+        return True
 
     def _close(self) -> None:
         if self.pusher is not None:
