@@ -19,7 +19,7 @@ from mirror.tags import Tag
 ABSENCE_MS = 10_000  # how long the server's queues shall bridge a gateway that restarts
 EVENT_RATE_HZ = 20  # changes per second assumed of a tag that is not sampled but reported on change
 QUEUE_MIN, QUEUE_MAX = 10, 10_000
-KEEP_ALIVE_MS = 2_000  # a quiet subscription says so this often; coverage grows with it
+KEEP_ALIVE_MS = 1_000  # a quiet subscription says so this often; coverage grows with it
 
 
 @dataclass(frozen=True, slots=True)
