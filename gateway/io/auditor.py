@@ -89,9 +89,9 @@ class Auditor:
             Unavailable: The connection is lost.
         """
         of_stream = {handle: stream for stream in streams for handle in handles(stream)}
-        rotation = audit.Rotation(sorted(of_stream), self._period_s, time.monotonic())
         if not self._period_s or not of_stream:
             await asyncio.Event().wait()
+        rotation = audit.Rotation(sorted(of_stream), self._period_s, time.monotonic())
         began = time.monotonic()
         while True:
             await asyncio.sleep(max(0.0, rotation.wake_at - time.monotonic()))

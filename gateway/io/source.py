@@ -414,7 +414,8 @@ class SourceRunner:
         while not self._resumed.is_set():
             fetched = self.status.fetched
             try:
-                await asyncio.wait_for(self._resumed.wait(), RESUME_S)
+                async with asyncio.timeout(RESUME_S):  # wait_for may take a cancellation for its own
+                    await self._resumed.wait()
             except TimeoutError as error:
                 if self.status.fetched == fetched:
                     raise Unavailable("the server did not send its kept messages again in time") from error

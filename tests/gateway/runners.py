@@ -236,9 +236,11 @@ async def plant(world: World, folder: Path, *, replica: str = "a", **config: Any
     try:
         yield Plant(path, ingest, runner, task)
     finally:
-        task.cancel()
+        while not task.done():  # a library on the way may take one cancellation for its own
+            task.cancel()
+            await asyncio.wait([task], timeout=0.5)
         with contextlib.suppress(asyncio.CancelledError):
-            await task
+            task.result()
         await asyncio.to_thread(ingest.stop)
         journal.close()
 
