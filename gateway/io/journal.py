@@ -186,13 +186,14 @@ class Journal:
             self._lock = -1
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self, *, flush: bool = True) -> Iterator[None]:
         """Commit everything done inside as one; on return it is on disk. Nothing is kept on an error.
 
         A statement that fails dooms the transaction, even where its error is caught inside.
 
-        Due state rows are written along: at most STATE_ROWS_MAX, all of them about once in
-        `state_period_s` as long as transactions come.
+        Args:
+            flush: Whether due state rows are written along: at most STATE_ROWS_MAX, all of them about once in
+                `state_period_s` as long as transactions come.
 
         Raises:
             Unavailable: Disk full or I/O error; rolled back, the journal stays usable.
@@ -204,7 +205,7 @@ class Journal:
             db.execute("BEGIN IMMEDIATE")
             self._open = True
             yield
-            if not self._flushed:
+            if flush and not self._flushed:
                 self._flush_due()
             if self._failed is not None:
                 raise self._failed  # a statement failed, and whoever ran it took no notice
