@@ -199,7 +199,10 @@ class Gateway:
         while True:
             await asyncio.sleep(TRIM_S)
             promise = await asyncio.to_thread(self._promise)
-            trimmed = await asyncio.wrap_future(self.ingest.call(partial(_trim, promise, keep_s)))
+            chunks, more, trimmed = 1, True, 0
+            while chunks and more:  # samples come in between
+                chunks, more = await asyncio.wrap_future(self.ingest.call(partial(_trim, promise, keep_s)))
+                trimmed += chunks
             if trimmed:
                 log("journal.trimmed", chunks=trimmed)
 
@@ -283,8 +286,8 @@ def _current(handles: NDArray[np.uint32], journal: Journal) -> Batch:
     return journal.state.batch(known[np.isin(known, handles)])
 
 
-def _trim(promise: Promise, keep_s: float, journal: Journal) -> int:
-    return journal.trim(promise, keep_s=keep_s)
+def _trim(promise: Promise, keep_s: float, journal: Journal) -> tuple[int, bool]:
+    return journal.trim(promise, keep_s=keep_s), journal.is_trimming
 
 
 class _Told:

@@ -48,6 +48,7 @@ class _Looked:
 
     gaps_open: int = 0
     gaps: dict[str, int] = field(default_factory=dict)
+    gaps_counted: int = 0  # up to this row of the ledger
     backlog_samples: int = 0
     backlog_since: float | None = None
 
@@ -69,7 +70,7 @@ class Survey:
         try:
             while True:
                 with contextlib.suppress(MirrorError):
-                    self._looked = await asyncio.to_thread(_look, self._gateway.path)
+                    self._looked = await asyncio.to_thread(_look, self._gateway.path, self._looked)
                 self._tell()
                 await asyncio.sleep(LOOK_S)
         finally:
@@ -166,17 +167,15 @@ class Survey:
         return MqttFigures(**{name: getattr(status, name) for name in names})
 
 
-def _look(path: Path) -> _Looked:
+def _look(path: Path, before: _Looked) -> _Looked:
     reader = JournalReader.open(path)
     try:
-        gaps = reader.gaps()
+        tally = reader.gap_tally(before.gaps_counted)
         backlog = reader.backlog(reader.promise())
     finally:
         reader.close()
-    return _Looked(
-        sum(g.closed_by is None for g in gaps), dict(Counter(str(g.reason) for g in gaps)), backlog.rows,
-        backlog.oldest_s,
-    )  # fmt: skip
+    gaps = Counter(before.gaps) + Counter(tally.reasons)
+    return _Looked(tally.open, dict(gaps), tally.last, backlog.rows, backlog.oldest_s)
 
 
 def _clock_offset_s() -> float | None:
