@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from gateway.config import Device, Source
 from mirror.coverage import StreamItem, StreamSpec
-from mirror.tags import Tag
+from mirror.tags import Tag, TagTable
 
 ABSENCE_MS = 10_000  # how long the server's queues shall bridge a gateway that restarts
 EVENT_RATE_HZ = 20  # changes per second assumed of a tag that is not sampled but reported on change
@@ -93,3 +93,17 @@ def plan(source: Source, uri: str, tags: Mapping[str, Sequence[Tag]]) -> list[Pl
         )
         plans.append(Plan(publishing_ms, tuple(group), spec))
     return plans
+
+
+def handles(asked: Plan | None, uri: str, known: TagTable) -> list[int]:
+    """Return the handles that a server may write through one stream.
+
+    Args:
+        asked: What it is asked for; None for a stream of a former configuration: then all tags of the source.
+        uri: The source's ApplicationUri.
+        known: All tags, those of other sources too.
+    """
+    if asked is None:
+        return [handle for handle, tag in enumerate(known.tags) if tag.source == uri]
+    found = (known.find(item.tag.identity) for item in asked.items)
+    return [handle for handle in found if handle is not None]

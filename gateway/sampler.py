@@ -13,6 +13,10 @@ Two rules keep chunks and claims apart. Every chunk's interval ends after the en
 so that a chunk is never taken for an older, already pushed one. And rows that came while something
 before them was missing are `held`: kept and pushed, but nothing is claimed for their interval.
 
+Nothing that a server sends is believed beyond what a clock can show and a counter can do. A time outside
+the calendar counts as null. A number that had its turn and comes again with a later time is no repeat: the
+server numbers anew, and what it sent meanwhile is unknown, so a gap is declared.
+
 Source: OPC UA Part 4, 5.13.1.1 (sequence numbers), 5.14.1.2 (keep-alive), 5.14.5 (Publish).
 """
 
@@ -21,7 +25,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 
 import msgspec
@@ -41,39 +45,25 @@ from gateway.stream import (
     Progress,
     Republish,
     Resumed,
+    Stalled,
     Stopped,
     Store,
     Subscribed,
-)
+    time_or_null,
+)  # fmt: skip
 from mirror.coverage import Axis, Closure, Coverage, Gap, Grade, Reason, timeline_name
 
 __all__ = [
-    "Acknowledge",
-    "Backfill",
-    "Backfilled",
-    "CloseGap",
-    "Delivered",
-    "Effect",
-    "Event",
-    "Extend",
-    "NotAvailable",
-    "OpenGap",
-    "Position",
-    "Progress",
-    "Republish",
-    "Resumed",
-    "Sampler",
-    "Stopped",
-    "Store",
-    "Subscribed",
-    "after",
-    "distance",
-]
+    "Acknowledge", "Backfill", "Backfilled", "CloseGap", "Delivered", "Effect", "Event", "Extend", "NotAvailable",
+    "OpenGap", "Position", "Progress", "Republish", "Resumed", "Sampler", "Stalled", "Stopped", "Store", "Subscribed",
+    "after", "distance",
+]  # fmt: skip
 
 WRAP = 0xFFFFFFFF  # sequence numbers run 1..WRAP and start at 1 again; 0 never occurs
 HELD_MAX = 256  # messages kept while an older one is asked for again; then it counts as missing
 HOLE_MAX = 4096  # a jump further than this is not asked for number by number
 PROBE_MAX = 4096  # messages asked for after a resume without a list of what is available
+RECENT = 64  # messages whose number and time are remembered: more than can overtake each other
 STILL_TICKS = 10_000  # a publish time may stand still or step back by 1 ms, the coarsest server's resolution
 
 
@@ -125,8 +115,10 @@ class Sampler:
     _hole_age: int = 0
     _mode: _Mode = _Mode.LIVE
     _probes: int = 0
-    _break: tuple[Reason, int] | None = None  # the break before the first message of a new subscription
+    _break: Reason | None = None  # of the break before the first message of a new subscription
     _overflow: Gap | None = None
+    _started: int = 0  # the server's start
+    _recent: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=RECENT))  # taken: (number, time)
 
     def __post_init__(self) -> None:
         if self.axis is None and self.position is not None:
@@ -136,8 +128,13 @@ class Sampler:
         """Return a copy to go back to when the transaction could not be made durable."""
         twin = copy.copy(self)
         twin._held, twin._missing, twin._asked = dict(self._held), set(self._missing), set(self._asked)
-        twin._given_up, twin.counts = self._given_up.copy(), dict(self.counts)
+        twin._given_up, twin.counts, twin._recent = self._given_up.copy(), dict(self.counts), self._recent.copy()
         return twin
+
+    def restore(self, snapshot: Sampler) -> None:
+        """Go back to a snapshot, which is used up by it."""
+        for part in fields(self):
+            setattr(self, part.name, getattr(snapshot, part.name))
 
     def step(self, event: Event) -> list[Effect]:
         """Return what has to be done about one event; see the effects' own words."""
@@ -149,6 +146,8 @@ class Sampler:
             return self._subscribed(event)
         if isinstance(event, Backfilled):
             return self._backfilled(event)
+        if isinstance(event, Stalled):
+            return self._stalled()
         return self._stop()
 
     # Subscriptions
@@ -159,10 +158,10 @@ class Sampler:
         same = known or (event.resumed and self.subscription == event.subscription)
         effects = self._end_overflow() if same else self._stop()
         self._clear()  # what is held was never acknowledged: on a resume it comes again
-        self.subscription = event.subscription
+        self.subscription, self._started = event.subscription, time_or_null(event.server_start)
         self.expected = after(here.sequence) if known and here is not None else 1
         if not known:
-            self._break = (event.reason, event.server_start)
+            self._break = event.reason
         if not event.resumed:
             return effects
         if event.available is not None:
@@ -194,6 +193,7 @@ class Sampler:
         self._missing.clear()
         self._asked.clear()
         self._given_up.clear()
+        self._recent.clear()
         self._lost = False
         self._alive, self._break, self._mode, self._hole_age = None, None, _Mode.LIVE, 0
         self.expected = self.subscription = 0
@@ -201,29 +201,33 @@ class Sampler:
     def _begin(self, ticks: int) -> list[Effect]:
         """Start the covered interval at the first time a new subscription tells; open the gap before it."""
         assert self._break is not None
-        (reason, server_start), here = self._break, self.position
+        reason, here = self._break, self.position
         self._break = None
         timeline, start = "", ticks - 1
         effects: list[Effect] = []
         if here is not None:
-            same_server = here.timeline.partition("-")[0] == str(server_start)
+            same_server = here.timeline.partition("-")[0] == str(self._started)
             end = max(start, here.cursor + 1)
             if same_server and ticks >= here.cursor - STILL_TICKS:
                 timeline, start = here.timeline, end
-            effects += self._gap(here.timeline, here.covered, end, reason if same_server else Reason.SERVER_RESTART)
+            if here.is_declared:
+                reason = Reason.DISK_FULL  # it has its row, which gets its end now
+            elif not same_server:
+                reason = Reason.SERVER_RESTART
+            effects += self._gap(here.timeline, here.covered, end, reason)
             effects += self._hold(here.timeline, here.covered, here.cursor)
-        timeline = timeline or self._named(server_start, ticks)
+        timeline = timeline or self._named(ticks)
         self.position = Position(timeline, start, start, start, 0, self.subscription, self.axis)
         return effects
 
-    def _named(self, server_start: int, ticks: int) -> str:
+    def _named(self, ticks: int) -> str:
         """Return a name that no timeline of the stream has had.
 
         A clock without a battery starts at the same time again and again; intervals under a name that was
         used before would be taken for pushed.
         """
         used = "" if self.position is None else self.position.timeline
-        while (name := timeline_name(server_start, ticks)) == used or self.is_used(name):
+        while (name := timeline_name(self._started, ticks)) == used or self.is_used(name):
             ticks += 1
         return name
 
@@ -238,6 +242,8 @@ class Sampler:
                 self._alive = (event.sequence, self._time(event))
         elif ahead >= WRAP // 2:
             return self._again(event)
+        elif self._is_another(event):
+            return self._renumbered(event)
         else:
             self._held.setdefault(event.sequence, event)
             self._asked.discard(event.sequence)
@@ -250,19 +256,64 @@ class Sampler:
         return effects + self._live_again() + self._ask(event)
 
     def _again(self, event: Delivered) -> list[Effect]:
-        """A number that has had its turn comes twice, or was given up and comes after all: its rows are kept."""
+        """A number that has had its turn: it comes twice, or was given up and comes after all, or is used anew."""
         acknowledge = Acknowledge(self.subscription, event.sequence)
-        if event.sequence not in self._given_up or event.undecodable:
+        if event.sequence in self._given_up and not event.undecodable:
+            here = self.position
+            if here is None or self._break is not None:
+                return []  # there is no time yet to store it under; it stays at the server
+            self._count("late")
+            self._given_up.remove(event.sequence)
+            self._remember(event)
+            self.position = replace(here, cursor=here.cursor + 1)
+            store = Store(event.ref, event.sequence, here.timeline, here.cursor, here.cursor + 1)
+            return [store, acknowledge, Progress(self.position)]
+        if self._is_repeat(event):
             self._count("repeated")
             return [acknowledge]
-        here = self.position
-        if here is None or self._break is not None:
-            return []  # there is no time yet to store it under; it stays at the server
-        self._count("late")
-        self._given_up.remove(event.sequence)
-        self.position = replace(here, cursor=here.cursor + 1)
-        store = Store(event.ref, event.sequence, here.timeline, here.cursor, here.cursor + 1)
-        return [store, acknowledge, Progress(self.position)]
+        return self._renumbered(event)
+
+    def _is_repeat(self, event: Delivered) -> bool:
+        """Whether the server sends a message once more, as far as its time can tell.
+
+        The last ones are remembered with their times. An older one was published no later than what was taken since.
+        """
+        if event.republished:
+            return True
+        if self._break is not None:
+            return False  # nothing of this subscription has been taken
+        ticks = self._told(event)
+        times = [time for number, time in self._recent if number == event.sequence]
+        if self.axis is Axis.NONE:
+            return bool(times)  # asked for, and here after all
+        assert self.position is not None, "what had its turn has a place"
+        return not ticks or ticks in times or (not any(times) and ticks <= self.position.cursor)
+
+    def _remember(self, message: Delivered) -> None:
+        """Note the number and time of a message that was taken; 0 where the time is not its own."""
+        if self.axis is not Axis.NONE or message.republished:
+            own = not message.republished or self.axis is Axis.PUBLISH
+            self._recent.append((message.sequence, self._told(message) if own else 0))
+
+    def _is_another(self, event: Delivered) -> bool:
+        """Whether a message of the same number, and another time, waits already."""
+        held = self._held.get(event.sequence)
+        if held is None or held.republished or event.republished:
+            return False
+        return 0 < self._told(held) < self._told(event)
+
+    def _renumbered(self, event: Delivered) -> list[Effect]:
+        """The server begins to count anew: what it sent since the last message is not known."""
+        self._count("renumbered")
+        subscription, reason, here = self.subscription, self._break or Reason.MISSED, self._told(event)
+        overtook = {n: m for n, m in self._held.items() if n != event.sequence and self._told(m) > here > 0}
+        self._held = {n: m for n, m in self._held.items() if n not in overtook}
+        effects = self._stop()
+        self._held |= overtook
+        self.subscription, self.expected, self._break = subscription, event.sequence, reason
+        # Those before it may still be on their way.
+        self._given_up.extend(range(max(1, event.sequence - HELD_MAX), event.sequence))
+        return effects + self._delivered(event)
 
     def _probe(self, sequence: int) -> list[Effect]:
         """After a resume: ask for one message after the other until the server has no more."""
@@ -369,6 +420,7 @@ class Sampler:
         here = self.position
         assert here is not None
         ticks = max(ticks, here.cursor + 1)
+        self._remember(message)
         if message.overflow:
             effects += self._overflowed(here, ticks, message.overflow)
         else:
@@ -401,10 +453,12 @@ class Sampler:
         """Claim everything up to `ticks`."""
         here = self.position
         assert here is not None and ticks >= here.covered, "claims only grow"
-        self.position = replace(here, covered=ticks, cursor=max(ticks, here.cursor))
-        if ticks == here.start:
-            return []
-        return [Extend(Coverage(self.stream, here.timeline, here.start, ticks, self.origin))]
+        effects = self._outlasted() if ticks > here.covered else []
+        waits = here.is_declared and ticks == here.covered
+        self.position = replace(here, covered=ticks, cursor=max(ticks, here.cursor), is_declared=waits)
+        if ticks > here.start:
+            effects.append(Extend(Coverage(self.stream, here.timeline, here.start, ticks, self.origin)))
+        return effects
 
     def _break_at(self, ticks: int, reason: Reason) -> list[Effect]:
         """Messages before `ticks` are missing: declare the gap, claim anew from there."""
@@ -412,9 +466,10 @@ class Sampler:
         assert here is not None and ticks > here.covered, "a gap has a length"
         self._lost = False
         self._count(reason)
-        effects = self._gap(here.timeline, here.covered, ticks, reason)
+        effects = self._outlasted() + self._gap(here.timeline, here.covered, ticks, reason)
         effects += self._hold(here.timeline, here.covered, ticks)
-        self.position = replace(here, start=ticks, covered=ticks, cursor=max(ticks, here.cursor))
+        cursor = max(ticks, here.cursor)
+        self.position = replace(here, start=ticks, covered=ticks, cursor=cursor, is_declared=False)
         return effects
 
     def _new_timeline_if_back(self, ticks: int) -> list[Effect]:
@@ -424,10 +479,9 @@ class Sampler:
         if ticks >= here.cursor - STILL_TICKS:
             return []
         self._count("clock_back")
-        effects = self._hold(here.timeline, here.covered, here.cursor)
-        timeline = self._named(int(here.timeline.partition("-")[0]), ticks)
-        start = ticks - 1
-        self.position = replace(here, timeline=timeline, start=start, covered=start, cursor=start)
+        effects = self._outlasted() + self._hold(here.timeline, here.covered, here.cursor)
+        timeline, start = self._named(ticks), ticks - 1
+        self.position = replace(here, timeline=timeline, start=start, covered=start, cursor=start, is_declared=False)
         return effects
 
     def _hold(self, timeline: str, start: int, end: int) -> list[Effect]:
@@ -456,6 +510,26 @@ class Sampler:
         gap, self._overflow = self._overflow, None
         return [Backfill(gap)] if gap is not None else []
 
+    def _stalled(self) -> list[Effect]:
+        """Open the gap of a full disk with its start, as long as that can be written at all."""
+        here = self.position
+        if here is None or here.is_declared or self._break is not None or self.axis is Axis.NONE:
+            return []
+        self._count("stalled")
+        self.position = replace(here, is_declared=True)
+        return [OpenGap(self._declared(here)), Progress(self.position)]
+
+    def _outlasted(self) -> list[Effect]:
+        """The subscription outlived the stall: close the gap that was opened for it, which has no length."""
+        here = self.position
+        if here is None or not here.is_declared:
+            return []
+        gap = msgspec.structs.replace(self._declared(here), end=here.covered)
+        return [CloseGap(gap, Closure.REPUBLISH, "the server kept everything until the disk took data again")]
+
+    def _declared(self, here: Position) -> Gap:
+        return Gap.opened(self.stream, here.timeline, here.covered, Reason.DISK_FULL)
+
     def _backfilled(self, event: Backfilled) -> list[Effect]:
         self._count("recovered" if event.complete else "lost")
         closure = Closure.HISTORY if event.complete else Closure.LOST
@@ -463,16 +537,18 @@ class Sampler:
 
     # Times and numbers
 
-    def _time(self, message: Delivered) -> int:
-        """Return the message's place on the stream's axis, choosing the axis at the first message."""
-        here = self.position
+    def _told(self, message: Delivered) -> int:
+        """Return the time that the server gave a message, 0 if it gave none; the first message chooses the axis."""
+        publish, response = time_or_null(message.publish_ticks), time_or_null(message.response_ticks)
         if self.axis is None:
-            self.axis = (
-                Axis.PUBLISH if message.publish_ticks else Axis.RESPONSE if message.response_ticks else Axis.NONE
-            )
+            self.axis = Axis.PUBLISH if publish else Axis.RESPONSE if response else Axis.NONE
+        return {Axis.PUBLISH: publish, Axis.RESPONSE: response, Axis.NONE: 0}[self.axis]
+
+    def _time(self, message: Delivered) -> int:
+        """Return the message's place on the stream's axis: where it has no time, right behind what is there."""
+        ticks, here = self._told(message), self.position
         if here is not None and here.axis is not self.axis:
             self.position = here = replace(here, axis=self.axis)
-        ticks = {Axis.PUBLISH: message.publish_ticks, Axis.RESPONSE: message.response_ticks, Axis.NONE: 0}[self.axis]
         return ticks or (here.cursor + 1 if here else 1)
 
     def _when(self, message: Delivered, *, final: bool) -> tuple[int, bool] | None:

@@ -11,6 +11,13 @@ from dataclasses import dataclass
 
 from mirror.coverage import Axis, Closure, Coverage, Gap, Reason
 
+CALENDAR_END = 2_650_467_744_000_000_000  # the year 10000: DateTimes from there on mean `never` (Part 6, 5.2.2.5)
+
+
+def time_or_null(ticks: int) -> int:
+    """Return a server's time, or 0 for null where it is none that a clock can show."""
+    return ticks if 0 < ticks < CALENDAR_END else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Position:
@@ -23,6 +30,8 @@ class Position:
         sequence: Newest sequence number up to which every message is committed, 0 if none.
         subscription: Its server-side id.
         axis: Where publish times come from; None before the first message.
+        is_declared: A gap from `covered` on stands in the ledger already, because the disk refuses; its end is
+            not known.
     """
 
     timeline: str
@@ -32,6 +41,7 @@ class Position:
     sequence: int = 0
     subscription: int = 0
     axis: Axis | None = None
+    is_declared: bool = False
 
 
 # Events
@@ -62,7 +72,7 @@ class Delivered:
 
     Attributes:
         sequence: Its number; of a keep-alive: the number of the next message.
-        publish_ticks, response_ticks: Publish time and response header time, 0 where null.
+        publish_ticks, response_ticks: Publish time and response header time as the server sent them.
         overflow: Handles whose queue overflowed on the server before their value in this message.
         undecodable: The body is set aside: its samples are missing although its number is not.
         republished: It answers a Republish; its response time says nothing about when it was published.
@@ -94,6 +104,11 @@ class Stopped:
 
 
 @dataclass(frozen=True, slots=True)
+class Stalled:
+    """The disk refuses, and has done so for long: the server may give up before it takes data again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Backfilled:
     """History was read for a gap, or could not be."""
 
@@ -102,7 +117,7 @@ class Backfilled:
     why: str = ""
 
 
-Event = Subscribed | Delivered | NotAvailable | Stopped | Backfilled
+Event = Subscribed | Delivered | NotAvailable | Stopped | Stalled | Backfilled
 
 
 # Effects, in the order in which they have to be carried out, all in one transaction
@@ -142,7 +157,7 @@ class OpenGap:
 
 @dataclass(frozen=True, slots=True)
 class CloseGap:
-    """The gap leaves the ledger, for a reason."""
+    """The gap leaves the ledger, for a reason; its end is set where it had none."""
 
     gap: Gap
     closure: Closure

@@ -86,6 +86,8 @@ MIGRATIONS: tuple[Migration, ...] = (
                 id TEXT PRIMARY KEY, stream TEXT NOT NULL, timeline TEXT NOT NULL, start INTEGER NOT NULL,
                 "end" INTEGER, tags TEXT, reason TEXT NOT NULL, closed_by TEXT,
                 closed_reason TEXT NOT NULL DEFAULT '')""",
+            # A ledger only grows; what is still open is few.
+            "CREATE INDEX gap_open ON gap (stream) WHERE closed_by IS NULL",
             # The verified prefix of the log, and what its segments promise together.
             """CREATE TABLE chain (
                 seq INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, holder TEXT NOT NULL,

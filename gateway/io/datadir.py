@@ -2,12 +2,14 @@
 
 The lock is a file lock on `lock` in the directory: it ends with the process, whatever ends the process.
 The key is a random file that only its owner may read; it protects copies of the database, not the box.
+The reserve is a file of nothing, given up when the disk is full, so that this can still be written down.
 
 What this module does not do: open the database (`gateway.io.journal`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -15,6 +17,7 @@ from pathlib import Path
 from mirror.errors import ConfigError
 
 KEY_BYTES = 32
+RESERVE_BYTES = 256 << 10
 
 
 def hold(directory: Path) -> int:
@@ -72,3 +75,19 @@ def key(directory: Path, *, make: bool) -> bytes:
     if len(found) != KEY_BYTES:
         raise ConfigError(f"{file} holds {len(found)} bytes, not {KEY_BYTES}", hint=f"rm {file}")
     return found
+
+
+def keep_reserve(directory: Path) -> None:
+    """Take hold of some room on the disk, if there is any."""
+    with contextlib.suppress(OSError):
+        handle = os.open(directory / "reserve", os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.posix_fallocate(handle, 0, RESERVE_BYTES)
+        finally:
+            os.close(handle)
+
+
+def spend_reserve(directory: Path) -> None:
+    """Give the room back to whoever writes next."""
+    with contextlib.suppress(OSError):
+        (directory / "reserve").unlink(missing_ok=True)

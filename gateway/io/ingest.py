@@ -5,7 +5,14 @@ samplers' effects in one transaction, commits (group commit: at most one fsync p
 lets go what depends on the fsync: acknowledgements, MQTT, requests to the server. Nothing leaves before.
 
 When the disk refuses, the transaction is rolled back, the samplers go back to where they were, the same
-arrivals are tried again, and nobody asks the server for more meanwhile: its own queues hold the samples.
+arrivals are tried again, and nobody asks the server for more meanwhile: its own queues hold the samples. What
+a transaction counts and tells belongs to it: of one that was rolled back, nothing stays. Once the disk has
+refused for longer than a while, the streams' gaps are opened with room that was kept for them, since the
+servers may give up before it takes data again.
+
+No message ends the thread. One that cannot be decoded, or that provokes an error of this program, is set
+aside: kept, declared as a gap, and told. What ends it is a damaged file, memory that is gone, and an
+invariant that breaks without any message to blame.
 
 What it does not do: talk to servers or brokers.
 """
@@ -16,9 +23,9 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,69 +34,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway import sampler
-from gateway.decode import Message, decode
+from gateway.decode import Message, decode, handle_mask
+from gateway.io import datadir
 from gateway.io.journal import Journal
 from gateway.io.log import log
-from gateway.sampler import Effect, Event, Position, Sampler
+from gateway.io.outcome import Counters, Durable, Transaction
+from gateway.sampler import Effect, Event, Position, Sampler, Subscribed
 from mirror.batch import AHEAD, NO_VALUE, SERVER_NULL, SOURCE_NULL, Batch, concat, take
 from mirror.coverage import Reason
-from mirror.errors import Corrupt, Unavailable
+from mirror.errors import Corrupt, MirrorError, Unavailable
 from mirror.ticks import from_unix_s
 
 AHEAD_TICKS = 60 * 10_000_000  # a source time further ahead of our clock than this does not freeze the state
 GATHER_MAX = 256  # arrivals in one transaction
 GATHER_BYTES_MAX = 8 << 20
 RETRY_S = 0.5
+DECLARE_S = 5.0  # a stall of this length gets its gap rows: no server gives up a subscription any sooner
 QUARANTINE_MAX = 100  # bodies kept that could not be decoded; later ones are only counted
-
-
-@dataclass(slots=True)
-class Counters:
-    """What the ingest has done since the process began; read by anyone, written by the ingest thread."""
-
-    samples: int = 0
-    quality: dict[str, NDArray[np.int64]] = field(default_factory=dict)  # by stream: good, uncertain, bad, other
-    messages: int = 0
-    keepalives: int = 0
-    chunks: int = 0
-    commits: int = 0
-    commit_s: float = 0.0
-    commit_s_max: float = 0.0
-    commit_s_last: float = 0.0
-    recovered_rows: int = 0
-    overflows: dict[str, int] = field(default_factory=dict)  # by stream
-    refused: int = 0
-    undecodable: int = 0
-    store_failures: int = 0
-    gaps_opened: int = 0
-    gaps_closed: int = 0
-    newest_ticks: int = 0
-    events: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Durable:
-    """What one commit has made durable.
-
-    Attributes:
-        batches: (stream, rows) in the order in which they were stored; history is not among them.
-        effects: (stream, effect) of those that concern the server: Acknowledge, Republish, Resumed, Backfill.
-        waited: By stream, the waiting rows that were stored in front of its own.
-    """
-
-    batches: list[tuple[str, Batch]] = field(default_factory=list)
-    effects: list[tuple[str, Effect]] = field(default_factory=list)
-    waited: dict[str, Batch] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class _Arrival:
+    """What came of a stream: a message, something else that happened, or rows that wait for the next message.
+
+    Attributes:
+        failures: Errors of this program that the message has provoked.
+        error: The last of them.
+    """
+
     stream: str
     event: Event | None
     message: Message | None
     republished: bool
     size_bytes: int
     rows: Batch | None = None
+    failures: int = 0
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +87,14 @@ class _CallFailed(Exception):
         self.call, self.error = call, error
 
 
+class _MessageFailed(Exception):
+    """A message provoked an error of this program; nothing of it may stay."""
+
+    def __init__(self, arrival: _Arrival, error: Exception) -> None:
+        super().__init__(arrival, error)
+        self.arrival, self.error = arrival, error
+
+
 def position_name(stream: str) -> str:
     """Return the name of the journal fact that holds a stream's position."""
     return f"position/{stream}"
@@ -121,6 +109,7 @@ class Ingest:
         inbox_bytes_max: Above this `full` is true and pumps stop asking.
         on_durable: Called in this thread after each commit.
         on_room: Called in this thread when `full` has become false again.
+        clock: Monotonic seconds.
     """
 
     def __init__(
@@ -132,6 +121,7 @@ class Ingest:
         inbox_bytes_max: int,
         on_durable: Callable[[Durable], None],
         on_room: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.journal = journal
         self.replica = replica
@@ -141,15 +131,19 @@ class Ingest:
         self._bytes_max = inbox_bytes_max
         self._on_durable = on_durable
         self._on_room = on_room
+        self._clock = clock
         self._samplers: dict[str, Sampler] = {}
         self._owners: dict[str, str] = {}
+        self._monitored: dict[str, NDArray[np.bool_]] = {}  # by stream: the handles that its server may write
         self._waiting: dict[str, Batch] = {}  # rows that are stored in front of the stream's next ones
+        self._opened: dict[str, str] = {}  # by stream: the gap opened last, which may be opened again longer
         self._inbox: queue.SimpleQueue[_Arrival | _Call | None] = queue.SimpleQueue()
         self._taken: list[_Arrival | _Call] = []  # out of the inbox and not durable yet
         self._bytes = 0
-        self._lock = threading.Lock()
-        self._was_full = False
-        self._last_commit = 0.0
+        self._outstayed: set[str] = set()  # streams of which nothing has come since the disk refused for long
+        self._lock = threading.Lock()  # for `_samplers`, `_bytes` and `_outstayed`
+        self._is_declared = False
+        self._last_commit = -commit_s
         self._stopping, self._ended = threading.Event(), threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
@@ -168,6 +162,7 @@ class Ingest:
 
     def start(self) -> None:
         """Start the thread."""
+        datadir.keep_reserve(self.journal.path.parent)
         self._thread.start()
 
     def stop(self) -> None:
@@ -178,10 +173,15 @@ class Ingest:
 
     def message(self, stream: str, message: Message, *, republished: bool = False) -> None:
         """Hand over a response."""
+        if self._outstayed and self.stalled_since is None:
+            with self._lock:
+                self._outstayed.discard(stream)
         self._put(_Arrival(stream, None, message, republished, len(message.body)))
 
     def event(self, stream: str, event: Event) -> None:
         """Hand over what else happened to a stream."""
+        if isinstance(event, Subscribed) and stream in self._outstayed:
+            event = replace(event, reason=Reason.DISK_FULL)  # whatever broke it: nobody could listen
         self._put(_Arrival(stream, event, None, False, 0))
 
     def refused(self, stream: str, statuses: dict[int, int], server_ticks: int) -> None:
@@ -211,11 +211,23 @@ class Ingest:
             self._refuse_calls()
         return call.answer
 
-    def add_stream(self, stream: str, position: Position | None, identity: Callable[[int], str]) -> None:
-        """Add a stream's machine, once; call before its first event."""
-        if stream not in self._samplers:
-            is_used = partial(self.journal.has_timeline, stream)
-            self._samplers[stream] = Sampler(stream, self.replica, position, identity, is_used)
+    def add_stream(
+        self, stream: str, position: Position | None, identity: Callable[[int], str], handles: Iterable[int]
+    ) -> None:
+        """Add a stream's machine, once; call before its first event.
+
+        Args:
+            stream: Stream id.
+            position: Where the journal says that it stands.
+            identity: Identity of a tag by handle.
+            handles: The tags that its server is asked for: it may write no other.
+        """
+        if stream in self._samplers:
+            return
+        machine = Sampler(stream, self.replica, position, identity, partial(self.journal.has_timeline, stream))
+        self._monitored[stream] = handle_mask(handles)
+        with self._lock:
+            self._samplers[stream] = machine
 
     def owned(self, stream: str, source: str) -> str:
         """Return the source that a stream belongs to: the first that asked. Call it in the event loop."""
@@ -246,7 +258,8 @@ class Ingest:
         if not self._taken or not self._commit(self._taken):
             return False
         self._taken = []
-        self.journal.maintain()
+        with contextlib.suppress(Unavailable):  # what is committed is durable; the next commit tells if more is wrong
+            self.journal.maintain()
         return True
 
     def _run(self) -> None:
@@ -268,6 +281,7 @@ class Ingest:
             raise
         finally:
             self._ended.set()
+            self._give_up()
             self._refuse_calls()
 
     def _flush(self) -> None:
@@ -286,7 +300,7 @@ class Ingest:
         size = items[0].size_bytes if items else 0
         due = self._last_commit + self._commit_s
         while len(items) < GATHER_MAX and size < GATHER_BYTES_MAX:
-            left = 0.0 if self._stopping.is_set() else due - time.monotonic()
+            left = 0.0 if self._stopping.is_set() else due - self._clock()
             try:
                 item = self._inbox.get(timeout=left) if left > 0 else self._inbox.get_nowait()
             except queue.Empty:
@@ -297,73 +311,109 @@ class Ingest:
         return items
 
     def _commit(self, items: list[_Arrival | _Call]) -> bool:
-        """Carry items out in one transaction; tell whether the disk took it, else all is as it was before."""
-        before = {s: m.snapshot() for s, m in self._samplers.items()}
-        durable, answers = Durable(), []
-        began = time.monotonic()
-        try:
-            with self.journal.transaction():
-                for item in items:
-                    if isinstance(item, _Call):
-                        answers.append((item.answer, self._answer(item)))
-                    else:
-                        self._arrived(item, durable)
-                began = time.monotonic()
-        except _CallFailed as failed:
-            self._samplers.update(before)
-            failed.call.answer.set_exception(failed.error)
-            items[:] = [item for item in items if item is not failed.call]
-            return self._commit(items) if items else True
-        except Unavailable as error:
-            self._samplers.update(before)  # others may have been added meanwhile
-            self._stall(error)
-            return False
-        self._committed(items, time.monotonic() - began)
-        for future, result in answers:
-            future.set_result(result)
-        for stream, rows in durable.waited.items():
-            if self._waiting.get(stream) is rows:  # others may have come since, in the same transaction
-                del self._waiting[stream]
-        self._count(durable)
-        self._on_durable(durable)
+        """Carry items out in one transaction; tell whether the disk took it, else all is as it was before.
+
+        What fails by itself is taken out of `items` or set aside, and the others are carried out without it.
+        """
+        while items:
+            before, done = self._snapshots(), Transaction()
+            began = self._clock()
+            try:
+                with self.journal.transaction():
+                    for item in items:
+                        if isinstance(item, _Call):
+                            done.answers.append((item.answer, self._answer(item)))
+                        else:
+                            self._arrived(item, done)
+                    began = self._clock()
+            except _CallFailed as failed:
+                _restore(before)
+                failed.call.answer.set_exception(failed.error)
+                items[:] = [item for item in items if item is not failed.call]
+            except _MessageFailed as failed:
+                _restore(before)
+                arrival = failed.arrival
+                again = replace(arrival, failures=arrival.failures + 1, error=repr(failed.error))
+                items[:] = [again if item is arrival else item for item in items]
+            except Unavailable as error:
+                _restore(before)
+                self._stall(error)
+                return False
+            else:
+                self._committed(items, self._clock() - began)
+                self._let_go(done)
+                return True
         return True
 
-    def _count(self, durable: Durable) -> None:
-        """Count what is on disk now."""
-        counters = self.counters
-        for stream, batch in durable.batches:
-            counters.chunks += 1
-            counters.samples += len(batch)
-            quality = np.bincount(batch.status >> np.uint32(30), minlength=4)
-            counters.quality[stream] = counters.quality.get(stream, 0) + quality
+    def _snapshots(self) -> list[tuple[Sampler, Sampler]]:
+        """Return each machine with a copy to go back to."""
+        with self._lock:
+            machines = list(self._samplers.values())
+        return [(machine, machine.snapshot()) for machine in machines]
+
+    def _let_go(self, done: Transaction) -> None:
+        """Tell, answer and count what is on disk now."""
+        for future, result in done.answers:
+            future.set_result(result)
+        for stream, rows in done.durable.waited.items():
+            if self._waiting.get(stream) is rows:  # others may have come since, in the same transaction
+                del self._waiting[stream]
+        done.count(self.counters)
+        self._opened |= done.opened
+        self._on_durable(done.durable)
 
     def _committed(self, items: list[_Arrival | _Call], took_s: float) -> None:
         counters = self.counters
-        self._last_commit = time.monotonic()
+        self._last_commit = self._clock()
         counters.commits += 1
         counters.commit_s += took_s
         counters.commit_s_last = took_s
         counters.commit_s_max = max(counters.commit_s_max, took_s)
-        was_full = self.full or self._was_full
-        if self.stalled_since is not None:
-            log("journal.recovered", stalled_s=round(time.monotonic() - self.stalled_since, 3))
-            self.stalled_since = None
+        # A pump that finds it full has put its message in before this, or finds it so until the next commit.
         with self._lock:
+            was_full, stalled_since = self.full, self.stalled_since
+            self.stalled_since = None
             self._bytes -= sum(item.size_bytes for item in items)
-        self._was_full = self.full
-        if was_full and not self._was_full:
+            has_room = was_full and not self.full
+        if stalled_since is not None:
+            self._is_declared = False
+            datadir.keep_reserve(self.journal.path.parent)
+            log("journal.recovered", stalled_s=round(self._last_commit - stalled_since, 3))
+        if has_room:
             self._on_room()
 
     def _stall(self, error: Unavailable) -> None:
         self.counters.store_failures += 1
         if self.stalled_since is None:
-            self.stalled_since = time.monotonic()
+            self.stalled_since = self._clock()
             log("journal.stalled", error=str(error), hint=error.hint)
+        elif self._clock() - self.stalled_since >= DECLARE_S:
+            with self._lock:
+                self._outstayed = set(self._samplers)
+            if not self._is_declared:
+                self._declare()
+
+    def _declare(self) -> None:
+        """Open the streams' gaps with their start, in the room that was kept for that."""
+        before, done = self._snapshots(), Transaction()
+        datadir.spend_reserve(self.journal.path.parent)
+        try:
+            with self.journal.transaction(flush=False):
+                for machine, _ in before:
+                    for effect in machine.step(sampler.Stalled()):
+                        self._carry_out(machine.stream, effect, done)
+        except Unavailable:
+            _restore(before)
+        else:
+            self._is_declared = True
+            done.count(self.counters)
+            self._opened |= done.opened
+        datadir.keep_reserve(self.journal.path.parent)
 
     def _give_up(self) -> None:
-        """Told to stop while the disk refuses: nothing was acknowledged, so the server still has it."""
+        """Leave what was taken and not stored: nothing of it was acknowledged, so the server still has it."""
         for item in self._taken:
-            if isinstance(item, _Call):
+            if isinstance(item, _Call) and not item.answer.done():
                 item.answer.set_exception(Unavailable("the disk refuses, and the gateway ends"))
         self._taken = []
 
@@ -384,23 +434,32 @@ class Ingest:
         except Exception as error:
             raise _CallFailed(call, error) from error
 
-    def _arrived(self, item: _Arrival, durable: Durable) -> None:
+    def _arrived(self, item: _Arrival, done: Transaction) -> None:
         machine = self._samplers.get(item.stream)
         if machine is None:
             return
         if item.rows is not None:
             self._wait(item.stream, item.rows)
-            return
-        event = item.event
-        if item.message is not None:
-            event = self._decoded(item.stream, item.message, republished=item.republished)
-        assert event is not None
+        elif item.message is None:
+            assert item.event is not None
+            self._step(machine, item.event, done)
+        elif item.failures > 1:  # setting it aside was of no use: as if the server had lost it
+            self._step(machine, sampler.NotAvailable(item.message.sequence), done)
+        else:
+            try:
+                event = self._delivered(item, item.message, done)
+                if event is not None:
+                    self._step(machine, event, done)
+            except (MirrorError, MemoryError):
+                raise  # the file's and the machine's errors are not the message's
+            except Exception as error:
+                raise _MessageFailed(item, error) from error
+
+    def _step(self, machine: Sampler, event: Event, done: Transaction) -> None:
         for effect in machine.step(event):
-            self._carry_out(item.stream, effect, durable)
-        if machine.counts:
-            for name, n in machine.counts.items():
-                self.counters.events[name] = self.counters.events.get(name, 0) + n
-            machine.counts.clear()
+            self._carry_out(machine.stream, effect, done)
+        done.events.update(machine.counts)
+        machine.counts.clear()
 
     def _wait(self, stream: str, rows: Batch) -> None:
         """Keep rows for the stream's next message; later ones of a tag replace earlier ones."""
@@ -410,39 +469,51 @@ class Ingest:
             rows = concat([take(waiting, earlier), rows])
         self._waiting[stream] = rows
 
-    def _decoded(self, stream: str, message: Message, *, republished: bool) -> Event:
-        """Decode a message into the event that the sampler takes; what cannot be decoded is set aside."""
-        counters = self.counters
+    def _delivered(self, item: _Arrival, message: Message, done: Transaction) -> Event | None:
+        """Return the event that the sampler takes of a message; what cannot be decoded is set aside."""
         if message.keepalive:
-            counters.keepalives += 1
+            if item.failures:
+                return None  # there is nothing in it to set aside
+            done.counts["keepalives"] += 1
             return sampler.Delivered(
                 message.sequence, message.publish_ticks, message.response_ticks,
                 keepalive=True, available=message.available,
             )  # fmt: skip
-        counters.messages += 1
-        undecodable, batch, overflow = False, None, ()
-        try:
-            decoded = decode(message, handle_limit=len(self.journal.tags))
-            counters.refused += decoded.refused
-            if republished:
-                counters.recovered_rows += len(decoded.batch)
-            if len(decoded.overflow):
-                counters.overflows[stream] = counters.overflows.get(stream, 0) + len(decoded.overflow)
-            batch, overflow = _flag_ahead(decoded.batch), tuple(decoded.overflow.tolist())
-        except Corrupt as error:
-            undecodable = True
-            counters.undecodable += 1
-            log("message.undecodable", stream=stream, sequence=message.sequence, error=str(error))
-            if counters.undecodable <= QUARANTINE_MAX:
-                self.journal.set_fact(f"quarantine/{stream}/{message.sequence}", message.body)
+        done.counts["messages"] += 1
+        batch: Batch | None = None
+        overflow: tuple[int, ...] = ()
+        if item.failures:
+            self._set_aside(item, message, "message.failed", item.error, done)
+        else:
+            try:
+                batch, overflow = self._decoded(item, message, done)
+            except Corrupt as error:
+                self._set_aside(item, message, "message.undecodable", str(error), done)
         return sampler.Delivered(
             message.sequence, message.publish_ticks, message.response_ticks, more=message.more, overflow=overflow,
-            republished=republished, undecodable=undecodable, ref=batch,
-            available=None if republished else message.available,
+            republished=item.republished, undecodable=batch is None, ref=batch,
+            available=None if item.republished else message.available,
         )  # fmt: skip
 
-    def _carry_out(self, stream: str, effect: Effect, durable: Durable) -> None:
-        journal, counters = self.journal, self.counters
+    def _decoded(self, item: _Arrival, message: Message, done: Transaction) -> tuple[Batch, tuple[int, ...]]:
+        """Return a message's rows, and the handles whose queue ran over at the server."""
+        decoded = decode(message, handle_limit=len(self.journal.tags), monitored=self._monitored[item.stream])
+        done.counts["refused"] += decoded.refused
+        if item.republished:
+            done.counts["recovered_rows"] += len(decoded.batch)
+        if len(decoded.overflow):
+            done.overflows[item.stream] += len(decoded.overflow)
+        return _flag_ahead(decoded.batch), tuple(decoded.overflow.tolist())
+
+    def _set_aside(self, item: _Arrival, message: Message, event: str, error: str, done: Transaction) -> None:
+        """Keep the body of a message whose rows cannot be stored, and tell it."""
+        done.counts["undecodable"] += 1
+        if self.counters.undecodable + done.counts["undecodable"] <= QUARANTINE_MAX:
+            self.journal.set_fact(f"quarantine/{item.stream}/{message.sequence}", message.body)
+        done.tell(event, stream=item.stream, sequence=message.sequence, error=error)
+
+    def _carry_out(self, stream: str, effect: Effect, done: Transaction) -> None:
+        journal, durable = self.journal, done.durable
         match effect:
             case sampler.Store(ref=Batch() as batch):
                 if stream in self._waiting and stream not in durable.waited:
@@ -451,21 +522,29 @@ class Ingest:
                 if len(batch):
                     journal.append(stream, effect.timeline, effect.pub_from, effect.pub_to, self.replica, batch)
                     durable.batches.append((stream, batch))
-                counters.newest_ticks = max(counters.newest_ticks, effect.pub_to)
+                done.newest_ticks = max(done.newest_ticks, effect.pub_to)
             case sampler.Extend():
                 journal.extend(effect.coverage)
             case sampler.Progress():
                 journal.set_fact(position_name(stream), msgspec.json.encode(effect.position))
-            case sampler.OpenGap():
-                journal.open_gap(effect.gap)
-                counters.gaps_opened += 1
-                log("gap.opened", stream=stream, reason=effect.gap.reason, tags=len(effect.gap.tags or ()))
-            case sampler.CloseGap():
-                journal.close_gap(effect.gap.id, effect.closure, effect.why)
-                counters.gaps_closed += 1
-                log("gap.closed", stream=stream, closure=effect.closure, why=effect.why)
+            case sampler.OpenGap(gap):
+                journal.open_gap(gap)
+                if done.opened.get(stream, self._opened.get(stream)) != gap.id:
+                    done.opened[stream] = gap.id
+                    done.counts["gaps_opened"] += 1
+                    done.tell("gap.opened", stream=stream, reason=gap.reason, tags=len(gap.tags or ()))
+            case sampler.CloseGap(gap):
+                journal.close_gap(gap.id, effect.closure, effect.why, end=gap.end)
+                done.counts["gaps_closed"] += 1
+                done.tell("gap.closed", stream=stream, closure=effect.closure, why=effect.why)
             case _:
                 durable.effects.append((stream, effect))
+
+
+def _restore(before: list[tuple[Sampler, Sampler]]) -> None:
+    """Put the machines back to where they were."""
+    for machine, snapshot in before:
+        machine.restore(snapshot)
 
 
 def read_position(data: bytes | None) -> Position | None:

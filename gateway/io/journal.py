@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from gateway.io import datadir
 from gateway.io.intervals import IntervalTable
+from gateway.io.ledger import CLOSE_GAP, OPEN_GAP, gap_values
 from gateway.io.reader import Backlog, ChainRow, ChunkRow, JournalReader, read_epoch, size_bytes
 from mirror import chunk
 from mirror.batch import SOURCE_NULL, Batch
@@ -189,13 +190,14 @@ class Journal:
             self._lock = -1
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self, *, flush: bool = True) -> Iterator[None]:
         """Commit everything done inside as one; on return it is on disk. Nothing is kept on an error.
 
         A statement that fails dooms the transaction, even where its error is caught inside.
 
-        Due state rows are written along: at most STATE_ROWS_MAX, all of them about once in
-        `state_period_s` as long as transactions come.
+        Args:
+            flush: Whether due state rows are written along: at most STATE_ROWS_MAX, all of them about once in
+                `state_period_s` as long as transactions come.
 
         Raises:
             Unavailable: Disk full or I/O error; rolled back, the journal stays usable.
@@ -207,7 +209,7 @@ class Journal:
             db.execute("BEGIN IMMEDIATE")
             self._open = True
             yield
-            if not self._flushed:
+            if flush and not self._flushed:
                 self._flush_due()
             if self._failed is not None:
                 raise self._failed  # a statement failed, and whoever ran it took no notice
@@ -277,19 +279,7 @@ class Journal:
     def open_gap(self, gap: Gap) -> None:
         """Record a gap; recording it again widens it to a later end and other tags while it is open."""
         assert self._open
-        tags = None if gap.tags is None else msgspec.json.encode(gap.tags).decode()
-        closed_by = None if gap.closed_by is None else str(gap.closed_by)
-        self._run(
-            'INSERT INTO gap (id, stream, timeline, start, "end", tags, reason, closed_by, closed_reason)'
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE"
-            ' SET "end" = coalesce(excluded."end", "end"), tags = excluded.tags WHERE closed_by IS NULL',
-            (gap.id, gap.stream, gap.timeline, gap.start, gap.end, tags, str(gap.reason), closed_by, gap.closed_reason),
-        )
-
-    def end_gap(self, gap_id: str, end: int) -> None:
-        """Set the publish time at which a gap ended, unless it has one; it stays open until it is closed."""
-        assert self._open
-        self._run('UPDATE gap SET "end" = ? WHERE id = ? AND "end" IS NULL', (end, gap_id))
+        self._run(OPEN_GAP, gap_values(gap))
 
     def close_gap(self, gap_id: str, closed_by: Closure, closed_reason: str = "", *, end: int | None = None) -> None:
         """Close a gap; a closed gap never changes again.
@@ -302,11 +292,7 @@ class Journal:
         """
         assert self._open
         assert self._run("SELECT count(*) FROM gap WHERE id = ?", (gap_id,)).get == 1, gap_id
-        self._run(
-            'UPDATE gap SET "end" = ifnull("end", ?), closed_by = ?, closed_reason = ?'
-            " WHERE id = ? AND closed_by IS NULL",
-            (end, str(closed_by), closed_reason, gap_id),
-        )
+        self._run(CLOSE_GAP, (end, str(closed_by), closed_reason, gap_id))
 
     def save_stream(self, stream: Stream) -> None:
         """Record a stream, or what the server revised of it."""
@@ -445,6 +431,11 @@ class Journal:
         self._run_many("DELETE FROM chunk WHERE seq = ?", trimmed)
         self._trim_after = after
         return len(trimmed)
+
+    @property
+    def is_trimming(self) -> bool:
+        """Whether the last `trim` has not come to the end of what is old enough."""
+        return self._trim_after > 0
 
     # Outside of a transaction.
 

@@ -37,6 +37,7 @@ EVENTS = {
     "gap.opened": "something is missing; a row says what and why",
     "gap.closed": "a gap was filled, or declared lost",
     "message.undecodable": "a message was set aside",
+    "message.failed": "a message provoked an error of this program and was set aside",
     "journal.stalled": "the disk refuses; nothing more is asked of the servers",
     "journal.recovered": "the disk takes data again",
     "journal.trimmed": "old chunks that the cloud has were deleted",

@@ -13,9 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-
-from mirror.coverage import Axis, Closure, Coverage, Gap, Grade, Interval, Promise, Reason, Stream
+from gateway.io.ledger import GAPS, gap_of
+from mirror.coverage import Axis, Coverage, Gap, Grade, Interval, Promise, Stream
 from mirror.io.sqlite import (
     Database,
     bound_time,
@@ -63,6 +62,14 @@ class Backlog(NamedTuple):
     rows: int
     size_bytes: int
     oldest_s: float | None  # Unix seconds at which the oldest of them was received
+
+
+class GapTally(NamedTuple):
+    """Counts over the gap ledger."""
+
+    last: int  # row of the newest gap; goes into the next count
+    reasons: dict[str, int]  # of those recorded since the last count
+    open: int  # of all
 
 
 class JournalReader:
@@ -114,20 +121,32 @@ class JournalReader:
 
     def gaps(self, *, open_only: bool = False) -> list[Gap]:
         """Return the gap ledger, oldest first."""
-        where = " WHERE closed_by IS NULL" if open_only else ""
+        # Sorting the few that are open is cheaper than walking over all that are closed.
+        which = "INDEXED BY gap_open WHERE closed_by IS NULL" if open_only else ""
         with self._read():
-            rows = self._db.execute(
-                'SELECT id, stream, timeline, start, reason, "end", tags, closed_by, closed_reason FROM gap'
-                f"{where} ORDER BY rowid"
+            return [gap_of(row) for row in self._db.execute(f"{GAPS} {which} ORDER BY rowid")]
+
+    def gaps_since(self, row: int) -> list[tuple[int, Gap]]:
+        """Return the gaps recorded after a row of the ledger, each with its own row, oldest first."""
+        with self._read():
+            found: Any = self._db.execute(f"{GAPS} WHERE rowid > ? ORDER BY rowid", (row,))
+            return [(row[-1], gap_of(row)) for row in found]
+
+    def gap(self, id: str) -> Gap:
+        """Return a recorded gap as it is now."""
+        with self._read():
+            row: Any = self._db.execute(f"{GAPS} WHERE id = ?", (id,)).fetchone()
+            return gap_of(row)
+
+    def gap_tally(self, row: int = 0) -> GapTally:
+        """Count gaps: those recorded after a row by reason, and the open ones. Costs what is new or open."""
+        with self._read(), snapshot(self._db):
+            found: Any = self._db.execute(
+                "SELECT max(rowid), reason, count(*) FROM gap WHERE rowid > ? GROUP BY reason", (row,)
             )
-            return [
-                Gap(
-                    id, stream, timeline, start, Reason(reason), end,
-                    None if tags is None else msgspec.json.decode(tags, type=list[str]),
-                    None if closed_by is None else Closure(closed_by), closed_reason,
-                )
-                for id, stream, timeline, start, reason, end, tags, closed_by, closed_reason in rows
-            ]  # fmt: skip
+            new = found.fetchall()
+            still_open: int = self._db.execute("SELECT count(*) FROM gap WHERE closed_by IS NULL").get
+        return GapTally(max((last for last, _, _ in new), default=row), {r: n for _, r, n in new}, still_open)
 
     def chunks(
         self,

@@ -230,9 +230,13 @@ class Gateway:
         failure = ""
         while True:
             await asyncio.sleep(TRIM_S)
+            trimmed = 0
             try:
                 promise = await asyncio.to_thread(self._promise)
-                trimmed = await asyncio.wrap_future(self.ingest.call(partial(_trim, promise, keep_s)))
+                chunks, more = 1, True
+                while chunks and more:  # samples come in between
+                    chunks, more = await asyncio.wrap_future(self.ingest.call(partial(_trim, promise, keep_s)))
+                    trimmed += chunks
             except Exception as error:  # the top of this task: the mirror goes on, and this is tried again
                 before, failure = failure, str(error) or repr(error)
                 if failure != before:
@@ -362,8 +366,8 @@ def _current(handles: NDArray[np.uint32], journal: Journal) -> Batch:
     return journal.state.batch(known[np.isin(known, handles)])
 
 
-def _trim(promise: Promise, keep_s: float, journal: Journal) -> int:
-    return journal.trim(promise, keep_s=keep_s)
+def _trim(promise: Promise, keep_s: float, journal: Journal) -> tuple[int, bool]:
+    return journal.trim(promise, keep_s=keep_s), journal.is_trimming
 
 
 class _Told:

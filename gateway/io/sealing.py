@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from gateway import sync
 from gateway.io.journal import Journal
+from gateway.io.ledger import Ledger
 from gateway.io.reader import ChunkRow, JournalReader
 from mirror import chunk, segment
 from mirror.batch import Batch, canonical_order, concat, digest, ordered_digest, take
@@ -145,6 +146,7 @@ class Builder:
     ) -> None:
         self._reader, self._writer = reader, writer
         self._policy, self._surroundings = policy, surroundings
+        self._ledger = Ledger(reader)
         self._facts: _Facts | None = None
         self._damaged: dict[str, tuple[Gap, Future[Any]]] = {}
 
@@ -162,8 +164,9 @@ class Builder:
             Unavailable: The journal did not answer.
         """
         self._declare_again()
-        at, ledger = prefix.at, self._reader.gaps()
-        claims, batches, places = self._collect(prefix, ledger)
+        at = prefix.at
+        ledger, unreadable = self._ledger.read(at.told)
+        claims, batches, places = self._collect(prefix, unreadable)
         gaps, closures = sync.untold(ledger, at.told)
         if not claims and not gaps and not closures:
             return None
@@ -191,13 +194,13 @@ class Builder:
         sources = {legible(uri): tuple(map(legible, names)) for uri, names in around.sources.items()}
         return Surroundings(sources, around.clock)
 
-    def _collect(self, prefix: Prefix, ledger: Iterable[Gap]) -> tuple[list[Coverage], list[Batch], list[int]]:
+    def _collect(self, prefix: Prefix, unreadable: Iterable[Gap]) -> tuple[list[Coverage], list[Batch], list[int]]:
         """Return the claims of the next segment, their rows, and the place of each batch's claim."""
         room = _Room(min(self._policy.rows_max, segment.ROWS_MAX), self._policy.bytes_max, HEAP_BYTES)
         claims: list[Coverage] = []
         places: list[int] = []
         damaged = (gap for gap, _ in self._damaged.values())
-        for part in sync.unpushed(self._reader.coverage(), prefix.promise, [*ledger, *damaged]):
+        for part in sync.unpushed(self._reader.coverage(), prefix.promise, [*unreadable, *damaged]):
             if len(claims) >= CLAIMS_MAX:
                 break
             done = self._fill(room, part.claim) if part.rows else part.claim.end

@@ -355,8 +355,9 @@ class SourceRunner:
     async def _machine(self, stream: str) -> sampler.Position | None:
         """See that a stream has a machine; return where that stands once all that has arrived is carried out."""
         if self._ingest.sampler(stream) is None:
-            position = read_position(await self._fact(position_name(stream)))
-            self._ingest.add_stream(stream, position, self._ingest.journal.tags.identities.__getitem__)
+            position, tags = read_position(await self._fact(position_name(stream))), self._ingest.journal.tags
+            handles = plans.handles(self.streams.get(stream), self.status.uri, tags)
+            self._ingest.add_stream(stream, position, tags.identities.__getitem__, handles)
         machine = self._ingest.sampler(stream)
         assert machine is not None
         await self._call(lambda _journal: None)

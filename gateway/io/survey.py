@@ -56,6 +56,7 @@ class _Looked:
 
     gaps_open: int = 0
     gaps: dict[str, int] = field(default_factory=dict)
+    gaps_counted: int = 0  # up to this row of the ledger
     backlog_samples: int = 0
     backlog_since: float | None = None
     verified_at: float | None = None
@@ -81,7 +82,8 @@ class Survey:
         try:
             while True:
                 with contextlib.suppress(MirrorError):
-                    self._looked = await asyncio.to_thread(_look, self._gateway.path, self._gateway.config)
+                    path, config = self._gateway.path, self._gateway.config
+                    self._looked = await asyncio.to_thread(_look, path, config, self._looked)
                 self._tell()
                 await asyncio.sleep(LOOK_S)
         finally:
@@ -200,17 +202,18 @@ class Survey:
         return MqttFigures(**{name: getattr(status, name) for name in names})
 
 
-def _look(path: Path, config: Config) -> _Looked:
+def _look(path: Path, config: Config, before: _Looked) -> _Looked:
     reader = JournalReader.open(path)
     try:
-        gaps = reader.gaps()
+        tally = reader.gap_tally(before.gaps_counted)
         backlog = reader.backlog(reader.promise())
     finally:
         reader.close()
     proved = verified.last(path.parent, verified.log_name(config))
+    gaps = Counter(before.gaps) + Counter(tally.reasons)
     return _Looked(
-        sum(g.closed_by is None for g in gaps), dict(Counter(str(g.reason) for g in gaps)), backlog.rows,
-        backlog.oldest_s, None if proved is None else proved.at, _certificates(config),
+        tally.open, dict(gaps), tally.last, backlog.rows, backlog.oldest_s, None if proved is None else proved.at,
+        _certificates(config),
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """A disk under SQLite that remembers, fills up, and loses power: for tests of what a crash leaves.
 
 `Recorder` is an SQLite VFS. It notes every write, truncation and sync, can refuse writes as a full disk
-does, and calls `on_step` before each act, where a test may end the process.
+does, to all files, to one, or beyond what its folder may hold, and calls `on_step` before each act, where a
+test may end the process.
 
 `cut` makes the files that a power cut at one moment may leave: everything synced is there; of what was
 written later any part may be, sector by sector. It assumes that the disk keeps what it said is synced,
@@ -38,6 +39,8 @@ class Recorder:
     name: str
     acts: list[Act] = field(default_factory=list)
     full: bool = False
+    full_file: str = ""
+    capacity: int | None = None  # bytes of all files in the folder
     on_step: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
@@ -74,14 +77,21 @@ class _File(apsw.VFSFile):
     def __init__(self, recorder: Recorder, name: Any, flags: list[int]) -> None:
         self.recorder = recorder
         filename = name.filename() if isinstance(name, apsw.URIFilename) else name
-        self.name = Path(filename).name if filename else ""
+        self.path = Path(filename) if filename else Path()
+        self.name = self.path.name
         super().__init__("", name, flags)
 
     def xWrite(self, data: bytes, offset: int) -> None:
-        if self.recorder.full:
+        if self.recorder.full or self.name == self.recorder.full_file or not self._fits(offset + len(data)):
             raise apsw.FullError("no space left")
         self.recorder.did(Act("write", self.name, offset, bytes(data)))
         super().xWrite(data, offset)
+
+    def _fits(self, end: int) -> bool:
+        if self.recorder.capacity is None:
+            return True
+        used = {file: file.stat().st_size for file in self.path.parent.iterdir()}
+        return sum(used.values()) + max(0, end - used[self.path]) <= self.recorder.capacity
 
     def xTruncate(self, size: int) -> None:
         self.recorder.did(Act("truncate", self.name, size))

@@ -34,6 +34,7 @@ class Ledger:
     coverage: dict[tuple[str, int, str], Coverage] = field(default_factory=dict)
     gaps: dict[str, Gap] = field(default_factory=dict)
     closed: dict[str, tuple[Closure, str]] = field(default_factory=dict)
+    ended: dict[str, int | None] = field(default_factory=dict)
     acked: list[int] = field(default_factory=list)
     asked: list[int] = field(default_factory=list)
     backfills: list[Gap] = field(default_factory=list)
@@ -51,6 +52,7 @@ class Ledger:
                     self.gaps[gap.id] = gap
                 case CloseGap():
                     self.closed[effect.gap.id] = (effect.closure, effect.why)
+                    self.ended[effect.gap.id] = effect.gap.end
                 case Acknowledge():
                     self.acked.append(effect.sequence)
                 case Republish():

@@ -20,7 +20,7 @@ from gateway.io.journal import Journal
 from gateway.io.reader import JournalReader
 from mirror import chunk
 from mirror.batch import AHEAD, NO_VALUE, Batch, concat
-from mirror.coverage import Reason
+from mirror.coverage import Gap, Reason
 from mirror.errors import Unavailable
 from mirror.tags import Tag
 from tests.gateway.publish_bytes import data_change, double, item, publish, string
@@ -31,22 +31,40 @@ WAIT_S = 20.0
 
 
 class Rig:
-    """An ingest on a journal in a folder, and what it has let go."""
+    """An ingest on a journal in a folder, and what it has let go.
 
-    def __init__(self, folder: Path, **more: Any) -> None:
+    Args:
+        folder: Of the journal.
+        journal: Another kind of journal.
+        vfs: The disk under it.
+        is_stepped: No thread: the test calls `ingest.turn()`.
+        more: Of the ingest.
+    """
+
+    def __init__(
+        self, folder: Path, *, journal: type[Journal] = Journal, vfs: str = "", is_stepped: bool = False, **more: Any
+    ) -> None:
         self.path = folder / "mirror.db"
-        self.journal = Journal.open(self.path, replica="a")
+        self.journal = journal.open(self.path, replica="a", vfs=vfs)
         self.durable: queue.SimpleQueue[Durable] = queue.SimpleQueue()
         self.room: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        how = {"commit_s": 0.0, "inbox_bytes_max": 1 << 20, **more}
         self.ingest = Ingest(
-            self.journal, replica="a", commit_s=0.0, inbox_bytes_max=more.get("inbox", 1 << 20),
-            on_durable=self.durable.put, on_room=lambda: self.room.put(True),
+            self.journal, replica="a", on_durable=self.durable.put, on_room=lambda: self.room.put(True), **how
         )  # fmt: skip
-        self.ingest.start()
+        self.is_stepped = is_stepped
+        if not is_stepped:
+            self.ingest.start()
         tags = [Tag("urn:plc", "urn:ns", f"s={n}", path=f"P/{n}", device="d", name=str(n)) for n in range(4)]
-        self.ingest.call(lambda j: j.add_tags(tags)).result(WAIT_S)
-        self.ingest.add_stream(STREAM, None, self.journal.tags.identities.__getitem__)
+        self.do(lambda j: j.add_tags(tags))
+        self.ingest.add_stream(STREAM, None, self.journal.tags.identities.__getitem__, range(4))
         self.ingest.event(STREAM, sampler.Subscribed(7, 1, resumed=False, reason=Reason.GATEWAY_DOWN))
+
+    def do(self, work: Any) -> Any:
+        answer = self.ingest.call(work)
+        if self.is_stepped:
+            self.ingest.turn()
+        return answer.result(WAIT_S)
 
     def send(self, sequence: int, *items: bytes, ticks: int | None = None) -> None:
         at = T + sequence * 1_000_000 if ticks is None else ticks
@@ -62,8 +80,16 @@ class Rig:
         return found
 
     def close(self) -> None:
-        self.ingest.stop()
+        if not self.is_stepped:
+            self.ingest.stop()
         self.journal.close()
+
+    def gaps(self) -> list[Gap]:
+        reader = JournalReader.open(self.path)
+        try:
+            return reader.gaps()
+        finally:
+            reader.close()
 
     def rows(self) -> Batch:
         reader = JournalReader.open(self.path)
@@ -221,7 +247,7 @@ def test_who_stops_waiting_for_an_answer_stops_neither_the_work_nor_the_thread(t
 
 
 def test_the_inbox_is_full_until_what_is_in_it_is_durable(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, inbox=1000)
+    rig = Rig(tmp_path, inbox_bytes_max=1000)
     body = publish([data_change([item(1, string("x" * 5000))])], sequence=1, publish_ticks=T)
     hold, go = queue.SimpleQueue[bool](), queue.SimpleQueue[bool]()
 

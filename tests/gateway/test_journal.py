@@ -150,7 +150,7 @@ def test_a_gap_is_opened_once_and_closed_once(journal: Journal) -> None:
     for _ in range(2):
         inside(journal, lambda: journal.open_gap(gap))
     assert reader.gaps() == reader.gaps(open_only=True) == [gap]
-    inside(journal, lambda: journal.end_gap(gap.id, 9))
+    inside(journal, lambda: journal.open_gap(Gap.opened(STREAM, TIMELINE, 5, Reason.MISSED, tags=["x", "a"], end=9)))
     inside(journal, lambda: journal.close_gap(gap.id, Closure.LOST, "retention"))
     inside(journal, lambda: journal.close_gap(gap.id, Closure.REPUBLISH, end=50))
     (closed,) = reader.gaps()

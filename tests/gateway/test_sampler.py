@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
+import pytest
+
 from gateway import sampler
-from gateway.sampler import WRAP, Delivered, NotAvailable, Progress, Subscribed
+from gateway.sampler import WRAP, Delivered, NotAvailable, Progress, Stalled, Subscribed
 from mirror.coverage import Axis, Closure, Grade, IntervalSet, Reason
 from tests.gateway.ledgers import MS, START, Ledger, alive, fresh, live, message, subscribed
 
@@ -158,6 +161,147 @@ def test_a_message_that_comes_twice_is_stored_once_and_acknowledged_again() -> N
     ledger = live()
     ledger(message(2, 200))
     assert ledger.sequences() == [1, 2, 3] and ledger.acked == [1, 2, 3, 2]
+
+
+def test_a_repeat_that_a_clock_set_back_has_left_behind_is_still_a_repeat() -> None:
+    ledger = live()
+    ledger(message(4, 50))  # an hour later by any other clock
+    ledger(message(3, 300))
+    assert ledger.sequences() == [1, 2, 3, 4] and not ledger.gaps
+
+
+def test_a_number_used_anew_with_a_later_time_is_a_break_and_nothing_of_it_is_dropped() -> None:
+    ledger = live()
+    for n, ms in ((1, 400), (2, 500), (3, 600), (4, 700)):
+        ledger(message(n, ms))
+    assert ledger.sequences() == [1, 2, 3, 1, 2, 3, 4]
+    assert ledger.acked == [1, 2, 3, 1, 2, 3, 4]
+    (gap,) = ledger.gaps.values()
+    assert (gap.reason, gap.start, gap.end) == (Reason.MISSED, START + 300 * MS, START + 400 * MS - 1)
+    assert not ledger.covered() & IntervalSet([(gap.start, gap.end)]) and ledger.backfills == [gap]
+    assert ledger.covered().intervals[-1].end == START + 700 * MS
+    assert ledger.machine.position is not None and ledger.machine.position.sequence == 4
+
+
+def test_a_message_of_a_new_numbering_that_was_overtaken_is_kept_too() -> None:
+    ledger = live(count=9)
+    ledger(message(2, 1100))
+    ledger(message(1, 1000))
+    ledger(message(3, 1200))
+    assert ledger.sequences()[9:] == [2, 1, 3] and ledger.acked[9:] == [2, 1, 3] and not ledger.asked
+
+
+def test_a_message_that_overtook_the_first_of_a_new_numbering_keeps_its_place_in_it() -> None:
+    ledger = live()
+    ledger(message(5, 1200))  # may still be one of the former numbers
+    for n in (1, 2, 3, 4):
+        ledger(message(n, 700 + n * 100))
+    ledger(message(6, 1300))
+    assert ledger.sequences() == [1, 2, 3, 1, 2, 3, 4, 5, 6]
+    assert len(ledger.gaps) == 1 and len(ledger.covered()) == 2
+
+
+def test_what_is_held_when_the_numbers_begin_anew_is_stored() -> None:
+    ledger = live()
+    ledger(message(5, 500))
+    ledger(message(1, 600))
+    assert ledger.sequences() == [1, 2, 3, 5, 1]
+    assert [g.end for g in ledger.gaps.values()] == [START + 500 * MS, START + 600 * MS - 1]
+
+
+def test_a_number_used_anew_while_its_former_message_is_held_drops_neither() -> None:
+    ledger = live()
+    ledger(message(5, 500))
+    ledger(message(5, 500))
+    assert ledger.sequences() == [1, 2, 3]
+    ledger(message(5, 900))
+    assert ledger.sequences() == [1, 2, 3, 5, 5] and len(ledger.gaps) == 2
+
+
+def test_a_subscription_may_begin_with_any_number() -> None:
+    ledger = subscribed(fresh())
+    for n, ms in ((WRAP - 1, 100), (WRAP, 200), (1, 300)):
+        ledger(message(n, ms))
+    assert ledger.sequences() == [WRAP - 1, WRAP, 1] and not ledger.gaps
+
+
+def test_where_a_server_puts_no_time_anywhere_only_what_was_asked_for_can_be_a_repeat() -> None:
+    ledger = subscribed(fresh())
+    for n in (1, 3, 4):
+        ledger(Delivered(n, 0, 0, ref=n))
+    assert ledger.asked == [2]
+    ledger(Delivered(2, 0, 0, ref=2, republished=True))
+    ledger(Delivered(2, 0, 0, ref=2))
+    assert ledger.sequences() == [1, 2, 3, 4] and not ledger.gaps
+    ledger(Delivered(1, 0, 0, ref="another"))
+    assert ledger.sequences() == [1, 2, 3, 4, 1] and len(ledger.gaps) == 1
+
+
+@pytest.mark.parametrize("odd", [-(2**63), -1, 2**63 - 1, 2_650_467_744_000_000_000])
+def test_a_time_outside_the_calendar_is_null_and_the_response_s_time_stands_in(odd: int) -> None:
+    ledger = subscribed(fresh())
+    for n in (1, 2):
+        ledger(Delivered(n, odd, START + n * 100 * MS, ref=n))
+    assert ledger.machine.axis is Axis.RESPONSE
+    assert ledger.covered() == IntervalSet([(START + 100 * MS - 1, START + 200 * MS)])
+    nowhere = subscribed(fresh(), server_start=odd)
+    for n in (1, 2):
+        nowhere(Delivered(n, odd, odd, ref=n))
+    assert nowhere.machine.axis is Axis.NONE and nowhere.sequences() == [1, 2] and not nowhere.covered()
+
+
+@pytest.mark.parametrize("odd", [-(2**63), 2**63 - 1])
+def test_one_message_without_a_usable_time_is_put_right_behind_the_one_before(odd: int) -> None:
+    ledger = live()
+    ledger(Delivered(4, odd, START + 5000 * MS, ref=4))
+    ledger(message(5, 500))
+    assert ledger.stored[3].pub_to == START + 300 * MS + 1
+    assert len(ledger.covered()) == 1 and ledger.covered().intervals[-1].end == START + 500 * MS and not ledger.gaps
+
+
+def test_the_clock_of_a_server_whose_start_is_no_time_may_go_back() -> None:
+    ledger = subscribed(fresh(), server_start=-(2**63))
+    ledger(message(1, 500))
+    ledger(message(2, 100))
+    assert ledger.sequences() == [1, 2] and len({s.timeline for s in ledger.stored}) == 2
+
+
+def test_while_the_disk_refuses_a_gap_is_opened_once_and_ends_with_the_first_message_of_the_next_subscription() -> None:
+    ledger = live()
+    ledger(Stalled())
+    assert not ledger(Stalled())
+    (gap,) = ledger.gaps.values()
+    assert (gap.reason, gap.start, gap.end) == (Reason.DISK_FULL, START + 300 * MS, None) and not ledger.backfills
+    again = fresh(ledger.machine.position)  # and the process may end meanwhile
+    for restarted in (ledger, again):
+        restarted(Subscribed(2, 7, resumed=False, reason=Reason.GATEWAY_DOWN))
+        restarted(message(1, 9000))
+        (ended,) = restarted.gaps.values()
+        assert ended == msgspec.structs.replace(gap, end=START + 9000 * MS - 1)
+        assert restarted.backfills == [ended]
+
+
+def test_where_the_subscription_outlives_a_full_disk_the_gap_is_closed_without_length() -> None:
+    ledger = live()
+    ledger(Stalled())
+    (gap,) = ledger.gaps.values()
+    ledger(message(4, 400, more=True))
+    assert not ledger.closed, "nothing is claimed yet, so nothing is settled"
+    ledger(message(5, 500))
+    assert ledger.closed[gap.id][0] is Closure.REPUBLISH and ledger.ended[gap.id] == gap.start
+    assert ledger.covered().intervals[-1].end == START + 500 * MS and len(ledger.covered()) == 1
+    ledger(Stalled())
+    assert len(ledger.gaps) == 2, "the next time is another gap"
+
+
+@pytest.mark.parametrize("then", [message(5, 500, available=(5,)), message(4, 10)])
+def test_whatever_comes_after_a_full_disk_settles_its_gap(then: Delivered) -> None:
+    ledger = live()
+    ledger(Stalled())
+    (gap,) = ledger.gaps.values()
+    ledger(then)
+    ledger(message(6, 600, available=(5, 6)))
+    assert ledger.closed[gap.id][0] is Closure.REPUBLISH
 
 
 def test_the_number_after_the_largest_is_one() -> None:

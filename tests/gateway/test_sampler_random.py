@@ -8,9 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import sampler
-from gateway.sampler import WRAP, Acknowledge, Delivered, NotAvailable, Republish, Sampler, Subscribed
+from gateway.sampler import (
+    WRAP,
+    Acknowledge,
+    Delivered,
+    NotAvailable,
+    Republish,
+    Sampler,
+    Stalled,
+    Subscribed,
+    distance,
+)
 from mirror.coverage import Axis, Grade, IntervalSet, Reason
-from tests.gateway.ledgers import MS, START, fresh, subscribed
+from tests.gateway.ledgers import MS, START, Ledger, fresh, subscribed
 
 
 class Server:
@@ -51,7 +61,24 @@ class Server:
 
 
 STEPS = st.lists(
-    st.sampled_from(["send", "send", "send", "more", "lose", "alive", "lose_alive", "late", "arrive", "crash", "new"]),
+    st.sampled_from(
+        [
+            "send",
+            "send",
+            "send",
+            "more",
+            "lose",
+            "alive",
+            "lose_alive",
+            "late",
+            "arrive",
+            "twice",
+            "crash",
+            "new",
+            "anew",
+            "stall",
+        ]
+    ),
     max_size=60,
 )
 
@@ -100,6 +127,17 @@ def test_nothing_missing_is_ever_claimed_and_nothing_stored_twice(
                 deliver(Subscribed(subscription, 7, resumed=bool(resumable), reason=Reason.GATEWAY_DOWN))
                 if not resumable:
                     ledger.machine.expected = first
+            case "twice":
+                event = server.publish(more=False)
+                deliver(event)
+                late.append(event)
+            case "anew" if distance(ledger.machine.expected, 1) >= WRAP // 2:
+                late.clear()
+                server.kept.clear()
+                server.sequence = 1
+                deliver(server.publish(more=False))
+            case "stall":
+                ledger(Stalled())
             case "new":
                 late.clear()
                 subscription += 1
@@ -111,12 +149,17 @@ def test_nothing_missing_is_ever_claimed_and_nothing_stored_twice(
                 pass
     deliver(server.publish(more=False))
     deliver(server.publish(more=False))
+    check(server, ledger)
 
+
+def check(server: Server, ledger: Ledger) -> None:
+    """What is stored is stored once and pushed some day; what is claimed is there."""
     stored = [s.ref for s in ledger.stored]
     assert len(stored) == len(set(stored)), "a message was stored twice"
     ends = [s.pub_to for s in ledger.stored]
     assert ends == sorted(set(ends)), "chunks of one timeline end one after the other"
-    covered, gaps = ledger.covered(), IntervalSet((g.start, g.end or 0) for g in ledger.gaps.values())
+    gaps = IntervalSet((g.start, ledger.ended.get(g.id) or g.end or 0) for g in ledger.gaps.values())
+    covered = ledger.covered()
     held = IntervalSet((c.start, c.end) for c in ledger.coverage.values() if c.grade == Grade.HELD)
     assert not (covered & gaps), "an interval is claimed and missing"
     for s in ledger.stored:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mirror.batch import Batch, concat
-from mirror.coverage import Closure, Gap, Grade, IntervalSet
+from mirror.coverage import Closure, Gap, Grade, IntervalSet, Reason
 from mirror.header import Header, public_hex
 from mirror.state import State
 from mirror.tags import TagTable
@@ -69,6 +69,8 @@ def check(world: World) -> None:
     world.counted = {
         "gaps": len(gaps), "closed by history": sum(g.closed_by is Closure.HISTORY for g in gaps),
         "disk refusals": world.refusals, "recovered": counters.recovered_rows,
+        "gaps of a full disk": sum(g.reason is Reason.DISK_FULL for g in gaps),
+        "outlived": sum(g.reason is Reason.DISK_FULL and g.closed_by is Closure.REPUBLISH for g in gaps),
     }  # fmt: skip
     known = {row.seq: row.hash for row in process.reader.chain()}
     report = verify_store(world.store, LAYOUT, keys={"a": public_hex(KEY)}, known=known, visit=visit)

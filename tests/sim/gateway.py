@@ -34,7 +34,7 @@ from mirror.errors import Unavailable
 from mirror.store import ObjectStore
 from tests.gateway.boxes import KEY, LAYOUT
 from tests.gateway.journals import STREAM
-from tests.sim.server import MS, Sample, Server
+from tests.sim.server import MS, TAGS, Sample, Server
 
 HELD = "held"
 WIDEN = 1_300 * MS
@@ -51,11 +51,11 @@ class SimJournal(Journal):
     spark: Callable[[str], None] = staticmethod(lambda point: None)
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        with super().transaction():
-            self.spark("transaction")
+    def transaction(self, *, flush: bool = True) -> Iterator[None]:
+        with super().transaction(flush=flush):
+            self.spark("transaction" if flush else "reserve")
             yield
-            self.spark("commit")
+            self.spark("commit" if flush else "reserve")
         self.spark("committed")
 
 
@@ -111,7 +111,7 @@ class Process:
         self.first = True
         self.ingest = parts.ingest(
             self.journal, replica="a", commit_s=0.0, inbox_bytes_max=4_000, on_durable=self.durable,
-            on_room=lambda: None,
+            on_room=lambda: None, clock=seconds,
         )  # fmt: skip
         self.filler = backfill.Backfiller(self.ingest, path, enabled=True, on_rows=lambda rows: None)
         self.on_let_go: Callable[[], None] = lambda: None
@@ -168,7 +168,7 @@ class Process:
         saved = self.reader.fact(HELD)
         held = msgspec.json.decode(saved, type=int) if saved else 0
         position = ingest.read_position(self.reader.fact(ingest.position_name(STREAM)))
-        self.ingest.add_stream(STREAM, position, self.journal.tags.identities.__getitem__)
+        self.ingest.add_stream(STREAM, position, self.journal.tags.identities.__getitem__, range(TAGS))
         self.work.clear()
         self.wire.clear()
         self.outstanding = 0

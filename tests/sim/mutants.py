@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 from gateway import sampler
 from gateway.io import ingest, push
+from gateway.io.outcome import Transaction
 from gateway.io.sealing import Builder, Payload
 from gateway.sampler import Delivered, Effect, Sampler, Subscribed
 from mirror.coverage import Closure, Coverage, Reason
@@ -27,11 +28,11 @@ from tests.sim.world import World
 class AckBeforeCommit(ingest.Ingest):
     """Acknowledges while the transaction is still open."""
 
-    def _carry_out(self, stream: str, effect: Effect, durable: ingest.Durable) -> None:
+    def _carry_out(self, stream: str, effect: Effect, done: Transaction) -> None:
         if isinstance(effect, sampler.Acknowledge):
             self._on_durable(ingest.Durable(effects=[(stream, effect)]))
         else:
-            super()._carry_out(stream, effect, durable)
+            super()._carry_out(stream, effect, done)
 
 
 class ClaimAcrossHole(Sampler):
@@ -130,6 +131,13 @@ class DropLate(StaleList):
         return [sampler.Acknowledge(self.subscription, event.sequence)]
 
 
+class RepeatsOnly(Sampler):
+    """Takes every number that has had its turn for a repeat, acknowledges it and throws it away."""
+
+    def _is_repeat(self, event: Delivered) -> bool:
+        return True
+
+
 class ForgottenGap(SimJournal):
     """A closed gap leaves the ledger without a trace."""
 
@@ -152,14 +160,14 @@ class LateChunks(SimJournal):
 class SplitCommit(ingest.Ingest):
     """Makes chunks durable in one transaction and where the stream stands in the next."""
 
-    def _carry_out(self, stream: str, effect: Effect, durable: ingest.Durable) -> None:
+    def _carry_out(self, stream: str, effect: Effect, done: Transaction) -> None:
         if isinstance(effect, sampler.Progress):
             position = effect.position
             super().call(
                 lambda j: j.set_fact(ingest.position_name(stream), ingest.msgspec.json.encode(position))  # type: ignore[attr-defined]
             )
         else:
-            super()._carry_out(stream, effect, durable)
+            super()._carry_out(stream, effect, done)
 
 
 class OwnMarks(Builder):
@@ -210,6 +218,7 @@ MUTANTS: dict[str, Mutant] = {
     "gap closed silently": Mutant(lambda: _parts(journal=ForgottenGap), "I9"),
     "resume with the wrong position": Mutant(lambda: _sampler(WrongPosition), "I9", {"resume": "session"}),
     "late message thrown away": Mutant(lambda: _sampler(DropLate), "I1", {"requests": 4, "lists": True}),
+    "number used anew thrown away": Mutant(lambda: _sampler(RepeatsOnly), "I9", {"danger": 1.0, "axis": "publish"}),
     "coverage before its chunk is durable": Mutant(lambda: _parts(journal=LateChunks), "I1"),
     "position in another transaction": Mutant(lambda: _parts(ingest=SplitCommit), "I1", {"danger": 1.0}),
     "promise not derived from the chain": Mutant(lambda: _builder(OwnMarks), "I1", {"flaky": 0.3, "danger": 1.0}),

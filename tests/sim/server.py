@@ -72,6 +72,7 @@ class Subscription:
     queues: list[deque[Sample]]
     sequence: int = 1
     begun: bool = False
+    is_anew: bool = False  # its numbers have begun anew: a late acknowledgement may be of a former one
     kept: dict[int, Sent] = field(default_factory=dict)
 
 
@@ -157,6 +158,17 @@ class Server:
         """The subscription is gone, with all that it held."""
         self._place()
         self.subscription = None
+
+    def begin_anew(self) -> None:
+        """The subscription lives on, and its numbers begin at 1 again; what was kept is forgotten.
+
+        Not so early that the next number which the gateway sees may be just the one that it expects; and where
+        there is no time, messages of two numberings that overtake each other cannot be told apart.
+        """
+        if self.subscription is not None and self.subscription.sequence > 8 and self.traits.axis != "none":
+            self.subscription.kept.clear()
+            self.subscription.sequence, self.subscription.begun, self.subscription.is_anew = 1, False, True
+            self.happened()
 
     def restart(self) -> None:
         """The server restarts; it knows nothing of subscriptions any more."""

@@ -23,6 +23,7 @@ from typing import Any
 
 from gateway import sampler
 from gateway.io import ingest as ingesting
+from gateway.io import outcome
 from gateway.io import push as pushing
 from gateway.sync import unpushed, untold
 from mirror import chunk
@@ -122,7 +123,7 @@ class World:
             if not self.fuse:
                 self.say(f"the process ends at {point}")
                 raise Kill
-        if self.disk_full and point in ("transaction", "commit"):
+        if self.disk_full and (point in ("transaction", "commit") or (point == "reserve" and self.r.random() < 0.3)):
             self.refusals += 1
             raise Unavailable("no space left")
 
@@ -193,7 +194,8 @@ class World:
         for subscription, sequence in acks:
             sub = self.server.subscription
             sent = sub.kept.get(sequence) if sub is not None and sub.id == subscription else None
-            if sent is not None and not sent.broken and not numbers.issuperset(s.number for s in sent.samples):
+            told = sent is not None and not sent.broken and sub is not None and not sub.is_anew
+            if told and not numbers.issuperset(s.number for s in sent.samples):
                 raise Violation(f"I1 message {sequence} is acknowledged and not in the journal")
             self.server.acknowledge(subscription, sequence)
         self.say(f"acknowledges {acks}")
@@ -311,7 +313,7 @@ class World:
     def act_fault(self) -> None:
         process, r = self.process, self.r
         assert process is not None
-        match r.choice(("fuse", "fuse", "crash", "disk", "store", "cut", "cut", "lose", "restart", "land")):
+        match r.choice(("fuse", "fuse", "crash", "disk", "store", "cut", "cut", "lose", "restart", "land", "anew")):
             case "fuse":
                 self.fuse = r.randrange(1, 25)
             case "crash":
@@ -330,6 +332,10 @@ class World:
                 self.say("the server drops the subscription")
                 self.server.end_subscription()
                 process.disconnect()
+            case "anew":
+                self.say("the server's numbers begin anew")
+                process.wire.clear()
+                self.server.begin_anew()
             case "restart" if r.random() < 0.5:
                 self.say("the server restarts")
                 self.server.restart()
@@ -421,17 +427,19 @@ def _template() -> Path:
 @contextmanager
 def _numbers(seed: int) -> Iterator[None]:
     """Let sequence numbers wrap soon and limits be small in every other run; log nothing."""
-    small = {"WRAP": 64, "HOLE_MAX": 24, "HELD_MAX": 12, "PROBE_MAX": 8} if seed % 2 else {}
-    before = {name: getattr(sampler, name) for name in small}
-    logs = [(module, module.log) for module in (ingesting, pushing)]
+    small = {"WRAP": 64, "HOLE_MAX": 24, "HELD_MAX": 12, "PROBE_MAX": 8, "RECENT": 16} if seed % 2 else {}
+    before, declare_s = {name: getattr(sampler, name) for name in small}, ingesting.DECLARE_S
+    logs = [(module, module.log) for module in (ingesting, outcome, pushing)]
     try:
         for name, value in small.items():
             setattr(sampler, name, value)
+        ingesting.DECLARE_S = 0.3
         for module, _ in logs:
             module.log = lambda *args, **facts: None  # type: ignore[attr-defined]
         yield
     finally:
         for name, value in before.items():
             setattr(sampler, name, value)
+        ingesting.DECLARE_S = declare_s
         for module, log in logs:
             module.log = log  # type: ignore[attr-defined]
