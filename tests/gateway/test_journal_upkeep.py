@@ -18,6 +18,7 @@ from gateway.io.journal import Journal, JournalReader
 from gateway.io.ledger import Ledger
 from mirror.coverage import Closure, Coverage, Gap, Promise, Reason
 from tests.gateway.journals import ORIGIN, STREAM, TIMELINE, doubles, fresh, inside
+from tests.gateway.test_config import MINIMAL
 from tests.mirror.batches import table
 
 
@@ -66,15 +67,15 @@ def test_what_is_counted_of_the_ledger_costs_what_is_new_and_not_what_is_closed(
     journal = fresh(tmp_path / "data")
     reader = JournalReader.open(journal.path)
     costs = []
-    looked = survey._Looked()
+    config, looked = parse(MINIMAL), survey._Looked()
     for many in (200, 20_000):
         record(journal, many, many, closed=True)
-        looked = survey._look(journal.path, looked)
+        looked = survey._look(journal.path, config, looked)
         record(journal, many - 3, 3, closed=False)
         spent, tally = steps(reader, partial(reader.gap_tally, looked.gaps_counted))
         assert sum(tally.reasons.values()) == 3
         costs.append(spent)
-        looked = survey._look(journal.path, looked)
+        looked = survey._look(journal.path, config, looked)
     assert looked.gaps_open == 6
     assert looked.gaps == dict(Counter(str(g.reason) for g in reader.gaps())) and sum(looked.gaps.values()) == 20_206
     assert costs[1] <= costs[0] + 2, costs
