@@ -113,6 +113,13 @@ class S3Store:
         """Return this bucket in all ways of speaking to it: some servers want ETags without quotes."""
         return [self, S3Store(self.settings, self.client, quoted=False)]
 
+    def server(self) -> str:
+        """See `ObjectStore.server`."""
+        answer = self._read(lambda: self.client.head_bucket(Bucket=self.settings.bucket), "bucket")
+        if answer is None:
+            raise _no_bucket(self.settings.bucket)
+        return str(answer["ResponseMetadata"]["HTTPHeaders"].get("server", ""))
+
     def get(self, key: str, range: Range | None = None) -> Object | None:
         """See `ObjectStore.get`."""
         extra = {} if range is None else {"Range": _range_header(range)}
@@ -277,7 +284,7 @@ def _client(settings: S3Settings, connect_timeout_s: float, read_timeout_s: floa
 
 
 def together(calls: Sequence[Callable[[], str]]) -> list[str | BaseException]:
-    """Run calls in a thread each and return what each returned or raised; see `mirror.store.Together`."""
+    """Run calls in a thread each and return what each returned or raised; see `mirror.probe.Together`."""
     with ThreadPoolExecutor(len(calls)) as pool:
         futures = [pool.submit(call) for call in calls]
         return [future.exception() or future.result() for future in futures]

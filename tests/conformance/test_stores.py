@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import threading
+import itertools
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from demo.servers import free_ports
 from mirror.errors import ConfigError, Conflict, Corrupt, Unavailable
 from mirror.io.s3 import S3Settings, S3Store, together
-from mirror.store import MemoryStore, ObjectStore, probe
+from mirror.probe import probe
+from mirror.store import MemoryStore, ObjectStore
 from tests.conformance import servers
 
 STORES = ["memory", "moto", "weed", "weed-tls"]
@@ -91,6 +92,12 @@ def test_the_tail_of_an_empty_object_is_empty(store: ObjectStore, at: str):
     found = store.get(f"{at}k", (-8, None))
     assert found is not None
     assert (found.body, found.size) == (b"", 0)
+
+
+def test_a_store_says_what_it_is(store: ObjectStore):
+    told = store.server()
+    assert told
+    assert store.server() == told
 
 
 def test_a_name_is_created_once(store: ObjectStore, at: str):
@@ -262,57 +269,6 @@ def test_the_probe_refuses_a_store_that_ignores_conditions(places: Callable[[str
     assert raised.value.hint
 
 
-class CheckThenWrite(MemoryStore):
-    """Looks whether the name is free, then writes without holding it: right alone, wrong in a race."""
-
-    def __init__(self, parties: int) -> None:
-        super().__init__()
-        self.barrier = threading.Barrier(parties)
-
-    def put(self, key: str, body: bytes, **conditions: Any) -> str:
-        if conditions.get("if_none_match") and key in self.objects:
-            raise Conflict(key)
-        if conditions.get("if_match") is not None:
-            found = self.objects.get(key)
-            if found is None or found.etag != conditions["if_match"]:
-                raise Conflict(key)
-        self.meet()
-        return super().put(key, body, metadata=conditions.get("metadata", {}))
-
-    def meet(self) -> None:
-        """Let the racers stand between the look and the write together."""
-        if threading.current_thread() is not threading.main_thread():
-            self.barrier.wait(5)
-
-
-def test_the_probe_finds_a_store_that_checks_and_writes_in_two_steps():
-    report = probe([CheckThenWrite(8)], "p/", "token", together)
-    assert report.ok("create-once")
-    assert not report.ok("create-race")
-    with pytest.raises(ConfigError, match="racing creates"):
-        report.refuse()
-
-
-class Quoteless(MemoryStore):
-    """Compares If-Match with the ETag without its quotes, and answers ETags with them."""
-
-    def __init__(self, objects: dict[str, Any], *, quoted: bool) -> None:
-        super().__init__()
-        self.objects, self.quoted = objects, quoted
-
-    def put(self, key: str, body: bytes, *, if_match: str | None = None, **rest: Any) -> str:
-        if if_match is not None and self.quoted:
-            raise Conflict(key)
-        return super().put(key, body, if_match=if_match, **rest)
-
-
-def test_the_probe_finds_the_dialect_that_works():
-    objects: dict[str, Any] = {}
-    report = probe([Quoteless(objects, quoted=True), Quoteless(objects, quoted=False)], "p/", "token", together)
-    report.refuse()
-    assert report.dialect == 1
-
-
 # Faults between here and the server, injected below the signature.
 
 
@@ -341,6 +297,10 @@ def answer(status: int, code: str) -> Callable[[Any], AWSResponse]:
             yield f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
 
     return lambda request: AWSResponse(request.url, status, {}, Raw())
+
+
+def conditional(request: Any) -> bool:
+    return bool({"If-Match", "If-None-Match"} & set(request.headers))
 
 
 def lost(request: Any) -> None:
@@ -376,6 +336,20 @@ def test_each_answer_to_a_create_is_one_reaction_and_nothing_is_repeated(faulty:
     with pytest.raises(error):
         store.put(f"{at}k", b"x", if_none_match=True)
     assert len(sent) == 1
+
+
+def test_the_probe_does_not_refuse_a_store_that_calls_off_concurrent_writes(faulty: Any, at: str):
+    store, inject = faulty
+    call_off, turns = answer(409, "ConditionalRequestConflict"), itertools.count(1)
+    raced = ("/race", "/swaps")
+
+    def every_other(request: Any) -> Any:
+        met = conditional(request) and any(race in request.url for race in raced) and next(turns) % 2 == 0
+        return call_off(request) if met else None
+
+    inject("PutObject", every_other)
+    probe(store.dialects(), at, "token", together).refuse()
+    assert next(turns) > 8
 
 
 def test_a_create_whose_answer_was_lost_is_found_by_reading_back(faulty: Any, at: str):
