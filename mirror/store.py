@@ -20,7 +20,7 @@ from typing import Protocol
 
 from mirror.errors import Conflict, Corrupt
 
-#: (start, stop) in bytes as in a slice; (-n, None) for the last n bytes.
+#: (start, stop) in bytes as in a slice; (-n, None) for the last n bytes, and nothing else counts from the end.
 Range = tuple[int, int | None]
 
 NO_METADATA: Mapping[str, str] = {}
@@ -62,7 +62,7 @@ class ObjectStore(Protocol):
         ...
 
     def get(self, key: str, range: Range | None = None) -> Object | None:
-        """Return the object or a range of it; None if there is none. A range beyond the end is cut."""
+        """Return the object or a range of it; None if there is none. A range beyond the end is cut, to nothing too."""
         ...
 
     def head(self, key: str) -> Object | None:
@@ -129,7 +129,7 @@ class MemoryStore:
         found = self.objects.get(key)
         if found is None or range is None:
             return found
-        return Object(key, found.body[slice(*range)], found.size, found.etag, found.metadata)
+        return Object(key, cut(found.body, range), found.size, found.etag, found.metadata)
 
     def head(self, key: str) -> Object | None:
         """See `ObjectStore.head`."""
@@ -174,3 +174,10 @@ class MemoryStore:
             found = self.objects.get(key)
             if found is not None:
                 yield Object(key, b"", found.size, found.etag)
+
+
+def cut(body: bytes, range: Range) -> bytes:
+    """Return the range of a whole body: what `ObjectStore.get` promises."""
+    start, stop = range
+    assert stop is None or min(start, stop) >= 0
+    return body[start:stop]

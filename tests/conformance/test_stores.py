@@ -47,7 +47,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
         yield place
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(scope="module", params=STORES)
 def store(request: pytest.FixtureRequest, places: Callable[[str], S3Settings]) -> Iterator[ObjectStore]:
     if request.param == "memory":
         yield MemoryStore()
@@ -76,22 +76,25 @@ def test_an_object_comes_back_with_its_metadata_and_an_absent_one_is_none(store:
     assert store.get(f"{at}absent", (-4, None)) is None
 
 
+@pytest.mark.parametrize("body", [b"0123456789", b""])
 @pytest.mark.parametrize(
-    ("range", "wanted"),
-    [((0, 3), b"012"), ((3, None), b"3456789"), ((-3, None), b"789"), ((-99, None), b"0123456789"), ((8, 99), b"89")],
+    "range",
+    [(0, 3), (3, None), (-3, None), (-99, None), (8, 99), (10, None), (20, None), (20, 30), (0, 0), (2, 2), (5, 2)],
 )
-def test_a_range_is_cut_as_a_slice_is(store: ObjectStore, at: str, range: Any, wanted: bytes):
-    store.put(f"{at}k", b"0123456789")
+def test_a_range_is_cut_as_a_slice_is(store: ObjectStore, at: str, range: Any, body: bytes):
+    etag = store.put(f"{at}k", body, metadata={"chain": "0a"})
     found = store.get(f"{at}k", range)
     assert found is not None
-    assert (found.body, found.size) == (wanted, 10)
+    assert (found.body, found.size, found.etag) == (body[slice(*range)], len(body), etag)
+    assert found.metadata == {"chain": "0a"}
+    assert store.get(f"{at}absent", range) is None
 
 
-def test_the_tail_of_an_empty_object_is_empty(store: ObjectStore, at: str):
-    store.put(f"{at}k", b"")
-    found = store.get(f"{at}k", (-8, None))
-    assert found is not None
-    assert (found.body, found.size) == (b"", 0)
+def test_a_range_that_no_store_knows_is_a_mistake_of_the_caller(store: ObjectStore, at: str):
+    store.put(f"{at}k", b"0123456789")
+    for range in ((-5, -2), (-5, 2), (2, -1)):
+        with pytest.raises(AssertionError):
+            store.get(f"{at}k", range)
 
 
 def test_a_store_says_what_it_is(store: ObjectStore):
@@ -225,12 +228,24 @@ def test_wrong_credentials_and_buckets_are_for_the_operator(places: Callable[[st
             lambda s=store: s.put(f"{at}k", b"x", if_none_match=True),
             lambda s=store: s.put(f"{at}k", b"x"),
             lambda s=store: list(s.list(at)),
+            lambda s=store: s.head(f"{at}k"),
+            lambda s=store: s.get(f"{at}k"),
+            lambda s=store: s.get(f"{at}k", (2, 2)),
+            lambda s=store: s.delete(f"{at}k"),
+            lambda s=store: s.server(),
         ):
             with pytest.raises(ConfigError) as raised:
                 act()
             assert raised.value.hint
     stranger = S3Store.open(msgspec.structs.replace(right, secret_key="wrongwrong"))
     assert probe([S3Store.open(right)], at, "token", together, stranger).ok("authenticates")
+
+
+def test_a_missing_bucket_is_for_the_operator_whatever_is_asked(places: Callable[[str], S3Settings], at: str):
+    store = S3Store.open(msgspec.structs.replace(places("moto"), bucket="no-such-bucket"))
+    for act in (store.server, lambda: store.head(at), lambda: store.get(at), lambda: list(store.list(at))):
+        with pytest.raises(ConfigError, match="no-such-bucket"):
+            act()
 
 
 def test_a_certificate_of_an_unknown_authority_is_for_the_operator(places: Callable[[str], S3Settings]):
@@ -248,15 +263,6 @@ def test_nobody_listening_is_unavailable_for_reads_and_writes():
         store.put("k", b"x", if_none_match=True)
     with pytest.raises(Unavailable):
         store.head("k")
-
-
-def test_an_endpoint_or_bucket_that_is_none_is_refused_with_an_example():
-    with pytest.raises(ConfigError, match=r"sync\.endpoint"):
-        S3Store.open(S3Settings(bucket="b-b", endpoint="nonsense"))
-    for url in ("acme-mirror/plantA", "http://x/y", "s3://"):
-        with pytest.raises(ConfigError, match="s3://acme-mirror/plantA"):
-            S3Settings.parse(url)
-    assert S3Settings.parse("s3://acme/plantA/x/", region="eu").prefix == "plantA/x"
 
 
 def test_the_probe_refuses_a_store_that_ignores_conditions(places: Callable[[str], S3Settings], at: str):
@@ -326,6 +332,7 @@ def unsent(request: Any) -> None:
         (answer(403, "AccessDenied"), ConfigError),
         (answer(403, "RequestTimeTooSkewed"), ConfigError),
         (answer(404, "NoSuchBucket"), ConfigError),
+        (answer(501, "NotImplemented"), ConfigError),
         (unsent, Unavailable),
         (lost, Unavailable),
     ],
@@ -336,6 +343,16 @@ def test_each_answer_to_a_create_is_one_reaction_and_nothing_is_repeated(faulty:
     with pytest.raises(error):
         store.put(f"{at}k", b"x", if_none_match=True)
     assert len(sent) == 1
+
+
+def test_a_store_without_conditional_writes_is_for_the_operator(faulty: Any, at: str):
+    store, inject = faulty
+    refuse = answer(501, "NotImplemented")
+    inject("PutObject", lambda request: refuse(request) if conditional(request) else None)
+    with pytest.raises(ConfigError) as raised:
+        probe(store.dialects(), at, "token", together)
+    assert "conditional writes" in raised.value.hint
+    assert list(store.list(at)) == []
 
 
 def test_the_probe_does_not_refuse_a_store_that_calls_off_concurrent_writes(faulty: Any, at: str):
@@ -350,6 +367,19 @@ def test_the_probe_does_not_refuse_a_store_that_calls_off_concurrent_writes(faul
     inject("PutObject", every_other)
     probe(store.dialects(), at, "token", together).refuse()
     assert next(turns) > 8
+
+
+def test_an_object_that_changes_while_a_range_is_read_is_read_again(
+    faulty: Any, at: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("mirror.io.s3._READ_PAUSE_S", 0.0)
+    store, inject = faulty
+    store.put(f"{at}k", b"0123456789")
+    faults: list[Any] = [answer(416, "InvalidRange")]
+    sent = inject("GetObject", lambda request: faults.pop()(request) if faults else None)
+    found = store.get(f"{at}k", (-3, None))
+    assert found is not None
+    assert (found.body, len(sent)) == (b"789", 2)
 
 
 def test_a_create_whose_answer_was_lost_is_found_by_reading_back(faulty: Any, at: str):
@@ -387,11 +417,3 @@ def test_a_read_that_is_never_answered_is_unavailable_in_the_end(faulty: Any, at
     with pytest.raises(Unavailable):
         store.head(f"{at}k")
     assert len(sent) == 3
-
-
-def test_lease_records_have_a_client_of_their_own_with_short_timeouts(places: Callable[[str], S3Settings]):
-    place = places("moto")
-    patient, quick = S3Store.open(place), S3Store.quick(place)
-    assert quick.client is not patient.client
-    assert quick.client.meta.config.read_timeout == place.quick_timeout_s < patient.client.meta.config.read_timeout
-    assert quick.client.meta.config.retries["total_max_attempts"] == 1
