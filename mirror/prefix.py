@@ -16,6 +16,9 @@ from mirror.coverage import Coverage, Promise
 from mirror.errors import Corrupt
 from mirror.header import Finding, Flaw, Header, canonical, examine
 
+#: Of `floor.json`, which anybody with the bucket's keys can write; a million gaps or claims fit.
+FLOOR_BYTES_MAX = 64 * 2**20
+
 
 class Saved(msgspec.Struct, omit_defaults=True):
     """A `Prefix` on disk, or in `floor.json`, where `seq` is the lowest sequence still kept."""

@@ -24,6 +24,7 @@ from mirror.errors import Conflict, Corrupt
 Range = tuple[int, int | None]
 
 NO_METADATA: Mapping[str, str] = {}
+_FIRST_BYTES = 2**20  # of an object whose size is not known; most are smaller
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,3 +182,18 @@ def cut(body: bytes, range: Range) -> bytes:
     start, stop = range
     assert stop is None or min(start, stop) >= 0
     return body[start:stop]
+
+
+def get_bounded(store: ObjectStore, key: str, size_max: int) -> Object | None:
+    """Return a whole object that anybody may have written, or None if there is none.
+
+    Raises:
+        Corrupt: It has more than `size_max` bytes; hardly any of them were fetched.
+    """
+    for stop in (min(_FIRST_BYTES, size_max), size_max):
+        found = store.get(key, (0, stop))
+        if found is None or found.size <= stop:
+            return found
+        if found.size > size_max:
+            raise Corrupt(f"{key} has {found.size} bytes; {size_max} is the most")
+    raise AssertionError("what is not larger than the limit was fetched whole")

@@ -23,8 +23,8 @@ from mirror.coverage import Coverage, Gap, Promise
 from mirror.errors import Corrupt
 from mirror.header import Closing, Finding, Flaw, Header, chain_hash, examine
 from mirror.layout import Layout
-from mirror.prefix import Prefix, Saved
-from mirror.store import Object, ObjectStore
+from mirror.prefix import FLOOR_BYTES_MAX, Prefix, Saved
+from mirror.store import ObjectStore, get_bounded
 from mirror.tags import TagTable
 
 MISSING_MAX = 1_000  # of a run of numbers without an object so many are told one by one
@@ -148,9 +148,7 @@ class _Walk:
         self.found: set[tuple[int, Flaw]] = set()
 
     def run(self) -> None:
-        floor = self.store.get(self.layout.floor)
-        if floor is not None:
-            self._from_floor(floor)
+        self._from_floor()
         self.told.first = self.prefix.at.seq
         sizes, at = self._sizes(), self.prefix.at.seq
         for seq in sorted(sizes.keys() | {seq for seq in self.known if seq >= at}):
@@ -165,8 +163,11 @@ class _Walk:
             up_to = f", nor up to {end - 1}" if seq == start + MISSING_MAX - 1 and seq < end - 1 else ""
             self._found(Finding(seq, Flaw.MISSING, f"no object has its name{up_to}"))
 
-    def _from_floor(self, floor: Object) -> None:
+    def _from_floor(self) -> None:
         try:
+            floor = get_bounded(self.store, self.layout.floor, FLOOR_BYTES_MAX)
+            if floor is None:
+                return
             below = Prefix.load(floor.body)
         except Corrupt as error:
             self._found(Finding(0, Flaw.UNREADABLE, f"floor.json: {error}"))

@@ -34,9 +34,9 @@ from mirror.coverage import Coverage
 from mirror.errors import ConfigError, Conflict, Corrupt, Fenced, MirrorError, Unavailable
 from mirror.header import chain_hash
 from mirror.layout import Layout
-from mirror.prefix import Prefix, Saved
+from mirror.prefix import FLOOR_BYTES_MAX, Prefix, Saved
 from mirror.probe import Probe, Together, probe
-from mirror.store import ObjectStore
+from mirror.store import ObjectStore, get_bounded
 from mirror.tags import TagTable
 
 PROBE_FACT = "store.probe"
@@ -355,7 +355,7 @@ class Pusher:
 
     def _read_floor(self) -> chain.Event:
         self._spend(1)
-        found = self._store.get(self._layout.floor)
+        found = get_bounded(self._store, self._layout.floor, FLOOR_BYTES_MAX)
         if found is None:
             return chain.FloorRead(0)
         below = Prefix.load(found.body)

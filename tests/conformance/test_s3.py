@@ -13,9 +13,9 @@ import pytest
 from botocore.awsrequest import AWSResponse
 
 from demo.servers import free_ports
-from mirror.errors import ConfigError, Conflict, Unavailable
+from mirror.errors import ConfigError, Conflict, Corrupt, Unavailable
 from mirror.io.s3 import S3Settings, S3Store
-from mirror.store import cut
+from mirror.store import cut, get_bounded
 from tests.conformance import loopback
 from tests.live import certificates
 
@@ -195,6 +195,16 @@ def test_a_server_that_ignores_ranges_is_cut_here(range: Any):
         found = S3Store.open(place.settings).get("k", range)
         assert found is not None
         assert (found.body, found.size) == (cut(b"0123456789", range), 10)
+
+
+def test_a_limit_holds_even_if_the_server_sends_everything():
+    endless = loopback.Endless()
+    with loopback.serve(endless) as place:
+        store = S3Store.open(msgspec.structs.replace(place.settings, read_timeout_s=5.0))
+        with pytest.raises(Corrupt, match="1000000000000 bytes"):
+            get_bounded(store, "k", 2**22)
+        store.close()
+    assert endless.sent < 2**26
 
 
 # Settings

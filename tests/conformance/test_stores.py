@@ -21,7 +21,7 @@ from demo.servers import free_ports
 from mirror.errors import ConfigError, Conflict, Corrupt, Unavailable
 from mirror.io.s3 import S3Settings, S3Store, together
 from mirror.probe import probe
-from mirror.store import MemoryStore, ObjectStore
+from mirror.store import MemoryStore, ObjectStore, get_bounded
 from tests.conformance import servers
 
 STORES = ["memory", "moto", "weed", "weed-tls"]
@@ -95,6 +95,20 @@ def test_a_range_that_no_store_knows_is_a_mistake_of_the_caller(store: ObjectSto
     for range in ((-5, -2), (-5, 2), (2, -1)):
         with pytest.raises(AssertionError):
             store.get(f"{at}k", range)
+
+
+def test_an_object_is_fetched_whole_up_to_a_limit(store: ObjectStore, at: str):
+    for size in (0, 5, 2**20, 2**20 + 1):
+        body = bytes(size)
+        store.put(f"{at}k", body)
+        for limit in (size, size + 1, 2**21):
+            found = get_bounded(store, f"{at}k", limit)
+            assert found is not None
+            assert found.body == body
+        if size:
+            with pytest.raises(Corrupt, match=f"{size} bytes; {size - 1} is the most"):
+                get_bounded(store, f"{at}k", size - 1)
+    assert get_bounded(store, f"{at}absent", 5) is None
 
 
 def test_a_store_says_what_it_is(store: ObjectStore):

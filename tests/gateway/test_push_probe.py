@@ -1,4 +1,4 @@
-"""What pushing asks of a store before it trusts it: the probe, and what is remembered of it."""
+"""What pushing asks of a store before it trusts it: the probe, what is remembered of it, and sizes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from mirror.errors import ConfigError, Unavailable
+from mirror.errors import ConfigError, Corrupt, Unavailable
 from mirror.io.s3 import together
+from mirror.prefix import FLOOR_BYTES_MAX
+from mirror.store import Object
 from tests.gateway.boxes import LAYOUT, Box, FaultyStore
 
 DAY_S = 86_400.0
@@ -104,3 +106,25 @@ def test_what_a_probe_could_not_clean_up_is_not_in_the_way_of_the_next(box: Box)
     box.store.fault = lambda point, key: None
     status = box.run(20)
     assert (status.state, status.error) == ("leading", None)
+
+
+def test_a_floor_that_is_too_large_is_told_and_not_fetched(box: Box):
+    fetched: list[int] = []
+
+    class Measured(FaultyStore):
+        def get(self, key: str, range: Any = None) -> Object | None:
+            found = super().get(key, range)
+            fetched.append(len(found.body) if found else 0)
+            return found
+
+    box.store = store = Measured()
+    store.put(LAYOUT.floor, bytes(FLOOR_BYTES_MAX + 5))
+    box.receive(1)
+    status = box.run(5)
+    assert isinstance(status.error, Corrupt)
+    assert "floor.json" in str(status.error)
+    assert max(fetched) <= 2**20
+    assert not [key for key in store.objects if key.startswith(LAYOUT.log)]
+    store.delete(LAYOUT.floor)
+    box.run(60)
+    box.assert_all_pushed()

@@ -14,7 +14,7 @@ from mirror.batch import equal
 from mirror.coverage import Closure, Coverage, Gap, Grade, Promise, Reason, Stream
 from mirror.header import Closing, Finding, Flaw, canonical, chain_hash, public_hex
 from mirror.layout import Layout
-from mirror.prefix import Prefix, Saved
+from mirror.prefix import FLOOR_BYTES_MAX, Prefix, Saved
 from mirror.verify import Report, verify_store
 from tests.mirror.logs import KEY, LAYOUT, OTHER, TAGS, LogWriter, log, rows
 
@@ -346,6 +346,14 @@ def test_an_unreadable_floor_is_named(floor: bytes):
     writer = log()
     writer.store.put(LAYOUT.floor, floor)
     assert flaws(writer) == [(0, "unreadable")]
+
+
+def test_a_floor_that_is_too_large_is_named_and_not_believed():
+    writer = log()
+    writer.store.put(LAYOUT.floor, Prefix(Saved("g")).save() + b" " * FLOOR_BYTES_MAX)
+    [finding] = verify_store(writer.store, LAYOUT).findings
+    assert (finding.seq, finding.flaw) == (0, "unreadable")
+    assert f"{FLOOR_BYTES_MAX} is the most" in finding.detail
 
 
 def test_another_group_below_the_same_prefix_is_another_log():
