@@ -34,7 +34,7 @@ from mirror.header import (
 from mirror.prefix import Prefix, Saved
 
 FORMAT = 1
-FLOOR_BYTES_MAX = 64 * 1024 * 1024
+FLOOR_BYTES_MAX = 64 * 1024 * 1024  # anybody with the bucket's keys can write one; a million gaps or claims fit
 
 _DOMAIN = b"edgemirror floor 1\0"
 

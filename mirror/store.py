@@ -6,29 +6,25 @@ answer: a write either happened, did not because its condition was not met (`Con
 knows (`Unavailable`), and then the caller reads back. No implementation repeats a conditional write by
 itself: a repeated create that had succeeded would be refused because of itself.
 
-`MemoryStore` is the reference; every other store must pass the same suite. `probe` finds out whether
-a store does what it says before anything depends on it.
+`MemoryStore` is the reference; every other store must pass the same suite. `mirror.probe` finds out
+whether a store does what it says before anything depends on it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import msgspec
+from mirror.errors import Conflict, Corrupt
 
-from mirror.errors import ConfigError, Conflict, Corrupt, MirrorError
-
-#: (start, stop) in bytes as in a slice; (-n, None) for the last n bytes.
+#: (start, stop) in bytes as in a slice; (-n, None) for the last n bytes, and nothing else counts from the end.
 Range = tuple[int, int | None]
 
-#: Runs callables at the same time and returns what each returned or the error that it raised.
-Together = Callable[[Sequence[Callable[[], str]]], Sequence[str | BaseException]]
-
 NO_METADATA: Mapping[str, str] = {}
+_FIRST_BYTES = 2**20  # of an object whose size is not known; most are smaller
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +58,12 @@ class ObjectStore(Protocol):
         """Endpoint and bucket, for people."""
         ...
 
+    def server(self) -> str:
+        """Ask the store what it is, name and version as it likes to tell them; may be empty."""
+        ...
+
     def get(self, key: str, range: Range | None = None) -> Object | None:
-        """Return the object or a range of it; None if there is none. A range beyond the end is cut."""
+        """Return the object or a range of it; None if there is none. A range beyond the end is cut, to nothing too."""
         ...
 
     def head(self, key: str) -> Object | None:
@@ -121,12 +121,16 @@ class MemoryStore:
         self.objects: dict[str, Object] = {}
         self._lock = threading.Lock()
 
+    def server(self) -> str:
+        """See `ObjectStore.server`."""
+        return "memory"
+
     def get(self, key: str, range: Range | None = None) -> Object | None:
         """See `ObjectStore.get`."""
         found = self.objects.get(key)
         if found is None or range is None:
             return found
-        return Object(key, found.body[slice(*range)], found.size, found.etag, found.metadata)
+        return Object(key, cut(found.body, range), found.size, found.etag, found.metadata)
 
     def head(self, key: str) -> Object | None:
         """See `ObjectStore.head`."""
@@ -173,225 +177,23 @@ class MemoryStore:
                 yield Object(key, b"", found.size, found.etag)
 
 
-class Check(msgspec.Struct, frozen=True):
-    """One answer of the probe.
-
-    Attributes:
-        name: What was tried.
-        ok: Whether the store did as it should.
-        required: Whether pushing is refused if it did not.
-        detail: What it did instead, and what follows from that.
-    """
-
-    name: str
-    ok: bool
-    required: bool
-    detail: str = ""
+def cut(body: bytes, range: Range) -> bytes:
+    """Return the range of a whole body: what `ObjectStore.get` promises."""
+    start, stop = range
+    assert stop is None or min(start, stop) >= 0
+    return body[start:stop]
 
 
-class Probe(msgspec.Struct, frozen=True):
-    """What a store can do; `checks` in the order in which they were made.
-
-    Attributes:
-        store: Its name.
-        dialect: Place of the dialect that worked among those tried.
-        checks: One for each property.
-    """
-
-    store: str
-    dialect: int
-    checks: tuple[Check, ...]
-
-    def ok(self, name: str) -> bool:
-        """Tell whether a check passed."""
-        return next(c.ok for c in self.checks if c.name == name)
-
-    def refuse(self) -> None:
-        """Raise ConfigError if the log cannot be safe on this store."""
-        failed = [f"{c.name} ({c.detail})" for c in self.checks if c.required and not c.ok]
-        if failed:
-            raise ConfigError(
-                f"store {self.store} cannot hold a log: {'; '.join(failed)}",
-                hint="use a store with working conditional writes, such as Amazon S3 or SeaweedFS 4.48",
-            )
-
-
-_RACERS = 8
-_RACE_ROUNDS = 2
-_SWAPS_EACH = 3
-
-
-def probe(
-    dialects: Sequence[ObjectStore], prefix: str, token: str, together: Together, stranger: ObjectStore | None = None
-) -> Probe:
-    """Find out what a store really does, with scratch objects below `prefix`, deleted afterwards.
-
-    Args:
-        dialects: The same bucket through one or more ways of speaking to it; the first that gets a
-            rightful replace through is used for everything.
-        prefix: Scratch prefix, ends with a slash.
-        token: A random string, so that two probes do not meet.
-        together: Runs callables in parallel.
-        stranger: The same bucket with a wrong secret, to learn whether signatures are checked.
-
-    Returns:
-        The report; call `refuse` on it before leading.
+def get_bounded(store: ObjectStore, key: str, size_max: int) -> Object | None:
+    """Return a whole object that anybody may have written, or None if there is none.
 
     Raises:
-        Unavailable: The store did not answer; nothing is known.
-        ConfigError: The credentials, bucket or certificate are wrong.
+        Corrupt: It has more than `size_max` bytes; hardly any of them were fetched.
     """
-    at = f"{prefix}{token}/"
-    checks: list[Check] = []
-    try:
-        checks.append(_creates_once(dialects[0], at))
-        used, check = _replaces(dialects, at)
-        checks.append(check)
-        store = dialects[used]
-        checks += [
-            _deletes(store, at), _create_race(store, at, together), _swap_race(store, at, together),
-            _lists(store, at), _ranges(store, at), _metadata(store, at), _checksum(store, at),
-        ]  # fmt: skip
-        if stranger is not None:
-            checks.append(_authenticates(stranger, at))
-    finally:
-        for found in list(dialects[0].list(at)):
-            dialects[0].delete(found.key)
-    return Probe(dialects[0].name, used, tuple(checks))
-
-
-def _refused(act: Callable[[], object]) -> bool:
-    """Tell whether a write was refused by its condition."""
-    try:
-        act()
-    except Conflict:
-        return True
-    return False
-
-
-def _creates_once(store: ObjectStore, at: str) -> Check:
-    key = f"{at}once"
-    store.put(key, b"first", if_none_match=True)
-    refused = _refused(lambda: store.put(key, b"second", if_none_match=True))
-    found = store.get(key)
-    kept = found is not None and found.body == b"first"
-    detail = "" if refused and kept else "a second create of the same name was accepted: no fence is possible"
-    return Check("create-once", refused and kept, True, detail)
-
-
-def _replaces(dialects: Sequence[ObjectStore], at: str) -> tuple[int, Check]:
-    """Try to replace by ETag: rightful, stale, and of a missing object."""
-    for used, store in enumerate(dialects):
-        key = f"{at}swap{used}"
-        stale = store.put(key, b"1")
-        try:
-            fresh = store.put(key, b"2", if_match=stale)
-        except Conflict:
-            continue
-        wrong = []
-        if not _refused(lambda: store.put(key, b"3", if_match=stale)):  # noqa: B023 - called at once
-            wrong.append("a stale ETag was accepted")
-        if not _refused(lambda: store.put(f"{key}-missing", b"4", if_match=fresh)):  # noqa: B023 - called at once
-            wrong.append("a missing object was created")
-        return used, Check("replace-if-match", not wrong, True, ", ".join(wrong))
-    return 0, Check("replace-if-match", False, True, "a rightful ETag was refused")
-
-
-def _deletes(store: ObjectStore, at: str) -> Check:
-    key = f"{at}delete"
-    stale = store.put(key, b"1")
-    store.put(key, b"2")
-    refused = _refused(lambda: store.delete(key, if_match=stale))
-    kept = store.head(key) is not None
-    return Check("delete-if-match", refused and kept, False, "" if refused and kept else "deletes must name a version")
-
-
-def _create_race(store: ObjectStore, at: str, together: Together) -> Check:
-    """Let several create the same name at once: no two may win, and the winner's bytes must stand."""
-    for turn in range(_RACE_ROUNDS):
-        key = f"{at}race{turn}"
-
-        def create(body: str, key: str = key) -> str:
-            store.put(key, body.encode(), if_none_match=True)
-            return body
-
-        # A racer without an answer may have won; then nobody else may have.
-        winners = _succeeded(together([lambda body=f"racer {i}": create(body) for i in range(_RACERS)]))  # type: ignore[misc]
-        found = store.get(key)
-        if len(winners) > 1 or found is None or (winners and found.body.decode() != winners[0]):
-            return Check("create-race", False, True, f"{len(winners)} of {_RACERS} racing creates were accepted")
-    return Check("create-race", True, True)
-
-
-def _swap_race(store: ObjectStore, at: str, together: Together) -> Check:
-    """Let several count one counter up by compare-and-swap: every accepted step must be in it."""
-    key = f"{at}counter"
-    store.put(key, b"0")
-
-    def count() -> str:
-        accepted = 0
-        for _ in range(_SWAPS_EACH):
-            found = store.get(key)
-            assert found is not None
-            try:
-                store.put(key, str(int(found.body) + 1).encode(), if_match=found.etag)
-            except Conflict:
-                continue
-            accepted += 1
-        return str(accepted)
-
-    accepted = sum(map(int, _succeeded(together([count] * _RACERS))))
-    found = store.get(key)
-    lost = accepted - int(found.body) if found else accepted
-    return Check(
-        "replace-race", lost == 0 < accepted, True, "" if lost == 0 else f"{lost} of {accepted} steps were lost"
-    )
-
-
-def _succeeded(answers: Sequence[str | BaseException]) -> list[str]:
-    """Return the answers that are no errors; an error that is none of ours is raised."""
-    for answer in answers:
-        if isinstance(answer, BaseException) and not isinstance(answer, MirrorError):
-            raise answer
-    return [a for a in answers if isinstance(a, str)]
-
-
-def _lists(store: ObjectStore, at: str) -> Check:
-    names = ["a", "a-", "a.b", "a0", "b"]
-    for name in reversed(names):
-        store.put(f"{at}list/{name}", b"x")
-    wanted = [f"{at}list/{name}" for name in names]
-    listed = [o.key for o in store.list(f"{at}list/")]
-    after = [o.key for o in store.list(f"{at}list/", start_after=wanted[1], limit=2)]
-    ok = listed == wanted and after == wanted[2:4]
-    return Check("list-in-byte-order", ok, True, "" if ok else f"listed {listed + after}")
-
-
-def _ranges(store: ObjectStore, at: str) -> Check:
-    store.put(f"{at}range", b"0123456789")
-    tail, middle = store.get(f"{at}range", (-3, None)), store.get(f"{at}range", (2, 5))
-    ok = tail is not None and middle is not None and (tail.body, middle.body) == (b"789", b"234") and tail.size == 10
-    return Check("ranges", ok, False, "" if ok else "whole segments are read where their end would do")
-
-
-def _metadata(store: ObjectStore, at: str) -> Check:
-    store.put(f"{at}meta", b"x", metadata={"chain": "0a1b"})
-    found = store.head(f"{at}meta")
-    ok = found is not None and found.metadata.get("chain") == "0a1b"
-    return Check("user-metadata", ok, False, "" if ok else "the newest segment cannot be proved byte for byte")
-
-
-def _checksum(store: ObjectStore, at: str) -> Check:
-    try:
-        store.put(f"{at}checksum", b"x", sha256=hashlib.sha256(b"y").digest())
-    except Corrupt:
-        return Check("upload-checksum", True, False)
-    return Check("upload-checksum", False, False, "damage during an upload is found only by verify")
-
-
-def _authenticates(stranger: ObjectStore, at: str) -> Check:
-    try:
-        stranger.put(f"{at}stranger", b"x")
-    except ConfigError:
-        return Check("authenticates", True, False)
-    return Check("authenticates", False, False, "anybody who reaches this store can write to it")
+    for stop in (min(_FIRST_BYTES, size_max), size_max):
+        found = store.get(key, (0, stop))
+        if found is None or found.size <= stop:
+            return found
+        if found.size > size_max:
+            raise Corrupt(f"{key} has {found.size} bytes; {size_max} is the most")
+    raise AssertionError("what is not larger than the limit was fetched whole")

@@ -22,11 +22,11 @@ from mirror import segment
 from mirror.batch import Batch, digest
 from mirror.coverage import Coverage, Gap, Promise
 from mirror.errors import Corrupt
-from mirror.floor import Floor, examine_floor
+from mirror.floor import FLOOR_BYTES_MAX, Floor, examine_floor
 from mirror.header import FLOOR, Closing, Finding, Flaw, Header, chain_hash, examine
 from mirror.layout import Layout
 from mirror.prefix import Prefix, Saved
-from mirror.store import ObjectStore
+from mirror.store import ObjectStore, get_bounded
 from mirror.tags import TagTable
 
 MISSING_MAX = 1_000  # of a run of numbers without an object so many are told one by one
@@ -158,9 +158,13 @@ class _Walk:
 
     def run(self) -> None:
         self.told.believed = "keys" if self.prefix.at.keys else "segment 0"
-        floor = self.store.get(self.layout.floor)
-        if floor is not None:
-            self._from_floor(floor.body)
+        try:
+            floor = get_bounded(self.store, self.layout.floor, FLOOR_BYTES_MAX)
+        except Corrupt as error:
+            self._found(Finding(FLOOR, Flaw.UNREADABLE, str(error)))
+        else:
+            if floor is not None:
+                self._from_floor(floor.body)
         self.told.first = at = self.prefix.at.seq
         sizes, kept = self._sizes(), {at} if at else set()  # what a floor names is always there
         for seq in sorted(sizes.keys() | kept | {seq for seq in self.known if seq >= at}):

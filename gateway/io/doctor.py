@@ -24,7 +24,7 @@ from gateway.io.runtime import JOURNAL, log_layout, open_store
 from gateway.io.trust import expiry
 from mirror.errors import MirrorError
 from mirror.io.s3 import together
-from mirror.store import probe
+from mirror.probe import probe
 
 FSYNCS, FSYNC_BYTES = 20, 16 * 1024
 WRITES = 5

@@ -31,13 +31,16 @@ from gateway.io.sealing import Builder, Payload, Surroundings, Writer
 from mirror import chain, segment
 from mirror.coverage import Coverage
 from mirror.errors import ConfigError, Conflict, Corrupt, Fenced, MirrorError, Unavailable
+from mirror.floor import FLOOR_BYTES_MAX
 from mirror.header import chain_hash
 from mirror.layout import Layout
 from mirror.prefix import Prefix, Saved
-from mirror.store import ObjectStore, Probe, Together, probe
+from mirror.probe import Probe, Together, probe
+from mirror.store import ObjectStore, get_bounded
 
 PROBE_FACT = "store.probe"
 TAIL_BYTES = 64 * 1024  # the end of a segment that most likely holds its footer
+PROBE_LIFE_S = 86_400.0  # an older one is made again at a start
 RETRY_S = 30.0  # after an error that only a person can mend
 WAIT_MAX_S = 10.0
 TOLD_FEW = 500  # gaps; a prefix that was told more of them is large
@@ -91,6 +94,7 @@ class Pusher:
         together: Runs the probe's racers; None leaves the probe out.
         surroundings: Asked for each segment.
         clock: Seconds that only go forward.
+        wall: Seconds since 1970; it decides nothing but whether a passed probe is old.
         make_chain: For tests that take a rule out.
     """
 
@@ -110,6 +114,7 @@ class Pusher:
         together: Together | None = None,
         surroundings: Callable[[], Surroundings] = Surroundings,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
         make_chain: chain.ChainFactory = chain.Chain,
     ) -> None:
         self.status = Status(epoch=epoch)
@@ -119,7 +124,7 @@ class Pusher:
         self._epoch, self._incarnation = epoch, incarnation
         self._on_status, self._together, self._surroundings = on_status, together, surroundings
         self._builder: Builder | None = None
-        self._clock, self._make_chain = clock, make_chain
+        self._clock, self._wall, self._make_chain = clock, wall, make_chain
         self._sync = sync.Sync(policy, clock())
         self._reader: JournalReader | None = None
         self._chain: chain.Chain | None = None
@@ -132,6 +137,7 @@ class Pusher:
         self._raising: Future[Any] | None = None
         self._not_before = 0.0
         self._failures = 0  # to do what this program should be able to do
+        self._probes = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="push", daemon=True)
 
@@ -235,19 +241,26 @@ class Pusher:
         return log_fact(self._store, self._layout)
 
     def _probe(self, together: Together) -> bool:
-        """Learn what the store can do, once for each store; tell whether it can hold a log."""
+        """Learn what the store can do unless that is known; tell whether it can hold a log, as far as one knows now."""
         assert self._reader is not None
-        report = _known_probe(self._reader.fact(PROBE_FACT))
-        if report is None or report.store != self._stores[0].name or report.dialect >= len(self._stores):
-            report = probe(self._stores, self._layout.probe, self._incarnation, together)
-            data = msgspec.json.encode(report)
+        passed, server, now_s = _passed(self._reader.fact(PROBE_FACT)), self._stores[0].server(), self._wall()
+        if passed is None or not passed.holds(self._stores, server, now_s):
+            self._probes += 1
+            try:
+                report = probe(self._stores, self._layout.probe, f"{self._incarnation}-{self._probes}", together)
+            except Unavailable as error:  # a probe is a hundred requests: ever more seldom
+                self._complain(error)
+                self._not_before = self._clock() + min(RETRY_S / 12 * 2.0 ** min(self._probes, 20), NEVER_S)
+                return False
+            try:
+                report.refuse()
+            except ConfigError as error:
+                self._refuse(error)  # and not remembered: the next start asks again
+                return False
+            passed = _Passed(report, now_s)
+            data = msgspec.json.encode(passed)
             self._writer.call(lambda journal: journal.set_fact(PROBE_FACT, data))
-        self._store = self._stores[report.dialect]
-        try:
-            report.refuse()
-        except ConfigError as error:
-            self._refuse(error)
-            return False
+        self._store = self._stores[passed.report.dialect]
         return True
 
     # The chain's requests
@@ -347,7 +360,10 @@ class Pusher:
 
     def _read_floor(self) -> chain.Event:
         self._spend(1)
-        found = self._store.get(self._layout.floor)
+        try:
+            found = get_bounded(self._store, self._layout.floor, FLOOR_BYTES_MAX)
+        except Corrupt:  # too large to be one: it counts as little as any other that is not genuine
+            return chain.FloorRead(b"")
         return chain.FloorRead(None if found is None else found.body)
 
     def _read_segment(self, seq: int) -> chain.Event:
@@ -500,8 +516,21 @@ def log_fact(store: ObjectStore, layout: Layout) -> str:
     return f"log:{store.name}/{layout.root}"
 
 
-def _known_probe(data: bytes | None) -> Probe | None:
+class _Passed(msgspec.Struct, frozen=True):
+    """A probe that found nothing against the store, and when it was made (seconds since 1970)."""
+
+    report: Probe
+    at_s: float
+
+    def holds(self, stores: Sequence[ObjectStore], server: str, now_s: float) -> bool:
+        """Tell whether it speaks of the store that is asked now, and is not old."""
+        report = self.report
+        same = (report.store, report.server) == (stores[0].name, server) and report.dialect < len(stores)
+        return same and 0 <= now_s - self.at_s < PROBE_LIFE_S
+
+
+def _passed(data: bytes | None) -> _Passed | None:
     try:
-        return None if data is None else msgspec.json.decode(data, type=Probe)
+        return None if data is None else msgspec.json.decode(data, type=_Passed)
     except msgspec.MsgspecError:
         return None  # of another version of this program

@@ -48,6 +48,11 @@ class Counted:
         """See `ObjectStore.name`."""
         return self._inside.name
 
+    def server(self) -> str:
+        """See `ObjectStore.server`."""
+        with self._failures():
+            return self._inside.server()
+
     def get(self, key: str, range: Range | None = None) -> Object | None:
         """See `ObjectStore.get`."""
         with self._failures():

@@ -6,16 +6,18 @@ writes is ever repeated, checksums are sent as a plain header, and every answer 
 reactions. Two clients are kept apart, so that an upload of many megabytes never stands in front of a
 renewal that must be answered at once: `S3Store.open` for the log, `S3Store.quick` for lease records.
 
-Reading is repeated here (`_READ_TRIES`), since that changes nothing.
+Reading is repeated here (`_READ_TRIES`), since that changes nothing; of lease records not even that.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -29,22 +31,27 @@ from botocore.exceptions import (
     CredentialRetrievalError,
     HTTPClientError,
     IncompleteReadError,
+    InvalidRegionError,
     SSLError,
 )
+from botocore.handlers import add_expect_header
 
 from mirror.errors import ConfigError, Conflict, Corrupt, MirrorError, Unavailable
-from mirror.store import NO_METADATA, Object, Range
+from mirror.store import NO_METADATA, Object, Range, cut
 
 T = TypeVar("T")
 
 _READ_TRIES = 3
 _READ_PAUSE_S = 0.2
 _PAGE = 1000
+_QUICK_CALLS = 8  # under way at the most, those included that nobody waits for any more
 
 #: Error codes that say: other bytes arrived than were announced.
 _DAMAGED = {"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"}
 #: Client errors that pass by themselves.
 _TRANSIENT = {"RequestTimeout", "IncompleteBody", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"}
+
+_KEY_FILES = "sync.access_key_file and sync.secret_key_file"
 
 _NO_ANSWER = (ConnectionError, HTTPClientError, IncompleteReadError, CredentialRetrievalError)
 
@@ -61,8 +68,8 @@ class S3Settings(msgspec.Struct, frozen=True, kw_only=True):
         secret_key: Likewise.
         ca_file: Certificates to trust instead of the system's; empty for the system's.
         connect_timeout_s: For the log; lease records use `quick_timeout_s`.
-        read_timeout_s: Likewise.
-        quick_timeout_s: Connect and read timeout of lease records.
+        read_timeout_s: Likewise; for each piece of an answer.
+        quick_timeout_s: The longest wait for anything that is asked about lease records, all in all.
     """
 
     bucket: str
@@ -93,11 +100,11 @@ class S3Store:
         client: The boto3 client; its event hooks are where tests inject faults.
     """
 
-    def __init__(self, settings: S3Settings, client: Any, *, quoted: bool = True) -> None:
+    def __init__(self, settings: S3Settings, client: Any, *, quoted: bool = True, limit: Limit | None = None) -> None:
         self.name = f"{settings.endpoint or 'https://s3.amazonaws.com'}/{settings.bucket}"
         self.settings = settings
         self.client = client
-        self._quoted = quoted
+        self._quoted, self._limit = quoted, limit
 
     @staticmethod
     def open(settings: S3Settings) -> S3Store:
@@ -107,25 +114,32 @@ class S3Store:
     @staticmethod
     def quick(settings: S3Settings) -> S3Store:
         """Return the bucket for lease records: an answer that comes late is worth nothing."""
-        return S3Store(settings, _client(settings, settings.quick_timeout_s, settings.quick_timeout_s))
+        limit_s = settings.quick_timeout_s
+        client = _client(settings, limit_s, limit_s)
+        # boto3 asks before it sends a body, and waits a second where a proxy swallows the question.
+        client.meta.events.unregister("before-call.s3", add_expect_header)
+        return S3Store(settings, client, limit=Limit(limit_s))
 
     def dialects(self) -> list[S3Store]:
         """Return this bucket in all ways of speaking to it: some servers want ETags without quotes."""
-        return [self, S3Store(self.settings, self.client, quoted=False)]
+        return [self, S3Store(self.settings, self.client, quoted=False, limit=self._limit)]
+
+    def server(self) -> str:
+        """See `ObjectStore.server`."""
+        answer = self._read(lambda: self.client.head_bucket(Bucket=self.settings.bucket), "bucket")
+        if answer is None:
+            raise _no_bucket(self.settings.bucket)
+        return str(answer["ResponseMetadata"]["HTTPHeaders"].get("server", ""))
 
     def get(self, key: str, range: Range | None = None) -> Object | None:
         """See `ObjectStore.get`."""
-        extra = {} if range is None else {"Range": _range_header(range)}
-        return self._read(lambda: self._get(key, extra), key)
+        if range is None:
+            return self._read(lambda: self._get(key), key)
+        return self._read(lambda: self._get_range(key, range), key)
 
     def head(self, key: str) -> Object | None:
         """See `ObjectStore.head`."""
-
-        def ask() -> Object:
-            answer = self.client.head_object(Bucket=self.settings.bucket, Key=key)
-            return Object(key, b"", answer["ContentLength"], answer["ETag"], _metadata(answer))
-
-        return self._read(ask, key)
+        return self._read(lambda: self._head(key), key)
 
     def put(
         self,
@@ -144,22 +158,24 @@ class S3Store:
         if if_match is not None:
             extra["IfMatch"] = self._etag(if_match)
         digest = hashlib.sha256(body).digest() if sha256 is None else sha256
-        try:
-            answer = self.client.put_object(
+        answer = self._write(
+            lambda: self.client.put_object(
                 Bucket=self.settings.bucket, Key=key, Body=body, Metadata=dict(metadata),
                 ChecksumSHA256=base64.b64encode(digest).decode(), **extra,
-            )  # fmt: skip
-        except (ClientError, BotoCoreError) as error:
-            raise self._reaction(error, f"PUT {key}", conditional=bool(extra)) from error
+            ),
+            f"PUT {key}",
+            conditional=bool(extra),
+        )  # fmt: skip
         return str(answer["ETag"])
 
     def delete(self, key: str, if_match: str | None = None) -> None:
         """See `ObjectStore.delete`."""
         extra = {} if if_match is None else {"IfMatch": self._etag(if_match)}
-        try:
-            self.client.delete_object(Bucket=self.settings.bucket, Key=key, **extra)
-        except (ClientError, BotoCoreError) as error:
-            raise self._reaction(error, f"DELETE {key}", conditional=bool(extra)) from error
+        self._write(
+            lambda: self.client.delete_object(Bucket=self.settings.bucket, Key=key, **extra),
+            f"DELETE {key}",
+            conditional=bool(extra),
+        )
 
     def list(self, prefix: str, *, start_after: str = "", limit: int | None = None) -> Iterator[Object]:
         """See `ObjectStore.list`."""
@@ -191,34 +207,76 @@ class S3Store:
             raise _no_bucket(self.settings.bucket)
         return page
 
-    def _get(self, key: str, extra: dict[str, str]) -> Object:
+    def _get(self, key: str) -> Object:
+        answer = self.client.get_object(Bucket=self.settings.bucket, Key=key)
+        return Object(key, _body(answer, key), answer["ContentLength"], answer["ETag"], _metadata(answer))
+
+    def _get_range(self, key: str, range: Range) -> Object:
+        start, stop = range
+        assert stop is None or min(start, stop) >= 0
+        if stop is not None and stop <= start:
+            return self._head(key)
         try:
-            answer = self.client.get_object(Bucket=self.settings.bucket, Key=key, **extra)
+            answer = self.client.get_object(Bucket=self.settings.bucket, Key=key, Range=_range_header(range))
         except ClientError as error:
-            # An empty object has no range at all, and says so in place of answering.
-            if _status(error) == 416 and extra:
-                return self._get(key, {})
-            raise
-        body = answer["Body"].read()
-        if len(body) != answer["ContentLength"]:
-            raise Unavailable(f"GET {key} ended after {len(body)} of {answer['ContentLength']} bytes")
+            if _status(error) != 416:
+                raise
+            return self._nothing_there(key, start)
         whole = answer.get("ContentRange", "").rpartition("/")[2]
-        size = int(whole) if whole.isdecimal() else len(body)
+        if whole.isdecimal():
+            return Object(key, _body(answer, key), int(whole), answer["ETag"], _metadata(answer))
+        # All of it is on its way: no more is taken than is needed.
+        size = answer["ContentLength"]
+        body = cut(_body(answer, key, size if stop is None else min(stop, size)), range)
         return Object(key, body, size, answer["ETag"], _metadata(answer))
 
+    def _nothing_there(self, key: str, start: int) -> Object:
+        """Return an object without a body, as large as it is, after its store said that a range has no bytes."""
+        found = self._head(key)
+        if start < found.size and (start >= 0 or found.size):
+            raise Unavailable(f"GET {key} found nothing at byte {start} of {found.size}: it changes while it is read")
+        return found
+
+    def _head(self, key: str) -> Object:
+        try:
+            answer = self.client.head_object(Bucket=self.settings.bucket, Key=key)
+        except ClientError as error:
+            # The answer to HEAD has no body that could say what is missing, the object or the bucket.
+            if _status(error) == 404 and not self._has_bucket():
+                raise _no_bucket(self.settings.bucket) from error
+            raise
+        return Object(key, b"", answer["ContentLength"], answer["ETag"], _metadata(answer))
+
+    def _has_bucket(self) -> bool:
+        try:
+            self.client.head_bucket(Bucket=self.settings.bucket)
+        except ClientError as error:
+            if _status(error) == 404:
+                return False
+            raise
+        return True
+
+    def _write(self, act: Callable[[], T], what: str, *, conditional: bool) -> T:
+        """Do something once."""
+        try:
+            return act() if self._limit is None else self._limit(act, f"{what} on {self.name}")
+        except (ClientError, BotoCoreError) as error:
+            raise self._reaction(error, what, conditional=conditional) from error
+
     def _read(self, ask: Callable[[], T], key: str) -> T | None:
-        """Ask, again if the answer was lost; None if the object does not exist."""
-        for turn in range(1, _READ_TRIES + 1):
+        """Ask, again if the answer was lost and there is time; None if the object does not exist."""
+        tries = _READ_TRIES if self._limit is None else 1
+        for turn in range(1, tries + 1):
             try:
-                return ask()
+                return ask() if self._limit is None else self._limit(ask, f"read {key} on {self.name}")
             except (ClientError, BotoCoreError) as error:
                 if _status(error) == 404 and _code(error) != "NoSuchBucket":
                     return None
                 reaction = self._reaction(error, f"read {key}", conditional=False)
-                if turn == _READ_TRIES or not isinstance(reaction, Unavailable):
+                if turn == tries or not isinstance(reaction, Unavailable):
                     raise reaction from error
             except Unavailable:
-                if turn == _READ_TRIES:
+                if turn == tries:
                     raise
             time.sleep(_READ_PAUSE_S * turn)
         raise AssertionError("the last try returns or raises")
@@ -231,25 +289,74 @@ class S3Store:
         told = f"{what} on {self.name}: {error}"
         status, code = _status(error), _code(error)
         if status is None:
-            if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-                return ConfigError(told, hint="set sync.ca_file to the certificate authority of the store")
-            if isinstance(error, _NO_ANSWER):
-                return Unavailable(told)
-            return ConfigError(told, hint="set sync.access_key and sync.secret_key, and check sync.endpoint")
+            return self._without_answer(error, told)
         if status == 412 or (status == 404 and conditional and code != "NoSuchBucket"):
             return Conflict(told)
         if code in _DAMAGED:
             return Corrupt(told)
         if code == "NoSuchBucket" or status == 404:
             return _no_bucket(self.settings.bucket)
+        if status == 501 or code == "NotImplemented":
+            return ConfigError(
+                told, hint="use a store that knows conditional writes, or a release of this one that does"
+            )
         if status in (409, 429) or status >= 500 or code in _TRANSIENT:
             return Unavailable(told)
         if code == "RequestTimeTooSkewed":
             return ConfigError(told, hint="set this box's clock: its time differs too much from the store's")
-        return ConfigError(told, hint="check sync.bucket, sync.endpoint, sync.region, sync.access_key, sync.secret_key")
+        return ConfigError(told, hint=f"check sync.bucket, sync.endpoint, sync.region, {_KEY_FILES}")
+
+    def _without_answer(self, error: Exception, told: str) -> MirrorError:
+        if isinstance(error, SSLError):
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                return ConfigError(told, hint="set sync.ca_file to the certificate authority of the store")
+            if unreadable := _unreadable(self.settings.ca_file):
+                return unreadable
+        if isinstance(error, _NO_ANSWER):
+            return Unavailable(told)
+        return ConfigError(told, hint=f"check sync.bucket, sync.endpoint, {_KEY_FILES}")
+
+
+class Limit:
+    """Waits for an answer only so long, whatever keeps it: a name server, a proxy, bytes that drip.
+
+    A call that nobody waits for any more goes on in its thread until the socket gives up; what it asked
+    for may still happen, as after every `Unavailable`.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._free = threading.BoundedSemaphore(_QUICK_CALLS)
+
+    def __call__(self, act: Callable[[], T], what: str) -> T:
+        """Return what `act` returns, or raise Unavailable in time."""
+        if not self._free.acquire(blocking=False):
+            raise Unavailable(f"{what}: {_QUICK_CALLS} earlier requests are still without an answer")
+        answer: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(act())
+            except BaseException as error:
+                answer.set_exception(error)
+            finally:
+                self._free.release()
+
+        threading.Thread(target=run, name="lease", daemon=True).start()
+        try:
+            return answer.result(self._limit_s)
+        except TimeoutError as error:
+            raise Unavailable(f"{what}: no answer within {self._limit_s} s") from error
 
 
 def _client(settings: S3Settings, connect_timeout_s: float, read_timeout_s: float) -> Any:
+    if bool(settings.access_key) != bool(settings.secret_key):
+        raise ConfigError(
+            "one of the access key and the secret key is empty",
+            hint=f"set both of {_KEY_FILES}, or neither: then the environment's own credentials are used",
+        )
+    if unreadable := _unreadable(settings.ca_file):
+        raise unreadable
     config = Config(
         s3={"addressing_style": "path" if settings.endpoint else "auto"},
         request_checksum_calculation="when_required",
@@ -269,6 +376,12 @@ def _client(settings: S3Settings, connect_timeout_s: float, read_timeout_s: floa
             verify=settings.ca_file or None,
             config=config,
         )
+    except InvalidRegionError as error:
+        raise ConfigError(f"sync.region is {settings.region!r}: {error}", hint="use one such as us-east-1") from error
+    except BotoCoreError as error:
+        raise ConfigError(
+            f"the environment's own settings for S3: {error}", hint="mend or unset AWS_* there"
+        ) from error
     except ValueError as error:
         raise ConfigError(
             f"sync.endpoint is {settings.endpoint!r}: {error}",
@@ -276,8 +389,19 @@ def _client(settings: S3Settings, connect_timeout_s: float, read_timeout_s: floa
         ) from error
 
 
+def _unreadable(ca_file: str) -> ConfigError | None:
+    """Return what is wrong with a file of certificates, if anything is; the HTTP client would call it no connection."""
+    try:
+        if ca_file:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca_file)
+    except OSError as error:
+        hint = "name a file of PEM certificates that this user can read, or leave it out to use the system's"
+        return ConfigError(f"sync.ca_file is {ca_file!r}: {error.strerror or error}", hint=hint)
+    return None
+
+
 def together(calls: Sequence[Callable[[], str]]) -> list[str | BaseException]:
-    """Run calls in a thread each and return what each returned or raised; see `mirror.store.Together`."""
+    """Run calls in a thread each and return what each returned or raised; see `mirror.probe.Together`."""
     with ThreadPoolExecutor(len(calls)) as pool:
         futures = [pool.submit(call) for call in calls]
         return [future.exception() or future.result() for future in futures]
@@ -299,6 +423,17 @@ def _no_bucket(bucket: str) -> ConfigError:
     return ConfigError(f"bucket {bucket!r} does not exist", hint="create it, or set sync.bucket to one that exists")
 
 
+def _body(answer: dict[str, Any], key: str, wanted: int | None = None) -> bytes:
+    """Return the body, or its first bytes; then the rest is not fetched."""
+    length = answer["ContentLength"] if wanted is None else wanted
+    body: bytes = answer["Body"].read(wanted)
+    if wanted is not None:
+        answer["Body"].close()
+    if len(body) != length:
+        raise Unavailable(f"GET {key} ended after {len(body)} of {length} bytes")
+    return body
+
+
 def _metadata(answer: dict[str, Any]) -> dict[str, str]:
     return {k.lower(): v for k, v in answer.get("Metadata", {}).items()}
 
@@ -306,6 +441,5 @@ def _metadata(answer: dict[str, Any]) -> dict[str, str]:
 def _range_header(range: Range) -> str:
     start, stop = range
     if start < 0:
-        assert stop is None
         return f"bytes={start}"
     return f"bytes={start}-" if stop is None else f"bytes={start}-{stop - 1}"

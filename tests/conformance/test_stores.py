@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import threading
+import itertools
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,7 +21,8 @@ from demo.servers import free_ports
 from gateway.io.traffic import Counted, Traffic
 from mirror.errors import ConfigError, Conflict, Corrupt, Unavailable
 from mirror.io.s3 import S3Settings, S3Store, together
-from mirror.store import MemoryStore, ObjectStore, probe
+from mirror.probe import probe
+from mirror.store import MemoryStore, ObjectStore, get_bounded
 from tests.conformance import servers
 
 STORES = ["memory", "counted", "moto", "weed", "weed-tls"]
@@ -47,7 +48,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
         yield place
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(scope="module", params=STORES)
 def store(request: pytest.FixtureRequest, places: Callable[[str], S3Settings]) -> Iterator[ObjectStore]:
     if request.param == "memory":
         yield MemoryStore()
@@ -79,22 +80,45 @@ def test_an_object_comes_back_with_its_metadata_and_an_absent_one_is_none(store:
     assert store.get(f"{at}absent", (-4, None)) is None
 
 
+@pytest.mark.parametrize("body", [b"0123456789", b""])
 @pytest.mark.parametrize(
-    ("range", "wanted"),
-    [((0, 3), b"012"), ((3, None), b"3456789"), ((-3, None), b"789"), ((-99, None), b"0123456789"), ((8, 99), b"89")],
+    "range",
+    [(0, 3), (3, None), (-3, None), (-99, None), (8, 99), (10, None), (20, None), (20, 30), (0, 0), (2, 2), (5, 2)],
 )
-def test_a_range_is_cut_as_a_slice_is(store: ObjectStore, at: str, range: Any, wanted: bytes):
-    store.put(f"{at}k", b"0123456789")
+def test_a_range_is_cut_as_a_slice_is(store: ObjectStore, at: str, range: Any, body: bytes):
+    etag = store.put(f"{at}k", body, metadata={"chain": "0a"})
     found = store.get(f"{at}k", range)
     assert found is not None
-    assert (found.body, found.size) == (wanted, 10)
+    assert (found.body, found.size, found.etag) == (body[slice(*range)], len(body), etag)
+    assert found.metadata == {"chain": "0a"}
+    assert store.get(f"{at}absent", range) is None
 
 
-def test_the_tail_of_an_empty_object_is_empty(store: ObjectStore, at: str):
-    store.put(f"{at}k", b"")
-    found = store.get(f"{at}k", (-8, None))
-    assert found is not None
-    assert (found.body, found.size) == (b"", 0)
+def test_a_range_that_no_store_knows_is_a_mistake_of_the_caller(store: ObjectStore, at: str):
+    store.put(f"{at}k", b"0123456789")
+    for range in ((-5, -2), (-5, 2), (2, -1)):
+        with pytest.raises(AssertionError):
+            store.get(f"{at}k", range)
+
+
+def test_an_object_is_fetched_whole_up_to_a_limit(store: ObjectStore, at: str):
+    for size in (0, 5, 2**20, 2**20 + 1):
+        body = bytes(size)
+        store.put(f"{at}k", body)
+        for limit in (size, size + 1, 2**21):
+            found = get_bounded(store, f"{at}k", limit)
+            assert found is not None
+            assert found.body == body
+        if size:
+            with pytest.raises(Corrupt, match=f"{size} bytes; {size - 1} is the most"):
+                get_bounded(store, f"{at}k", size - 1)
+    assert get_bounded(store, f"{at}absent", 5) is None
+
+
+def test_a_store_says_what_it_is(store: ObjectStore):
+    told = store.server()
+    assert told
+    assert store.server() == told
 
 
 def test_a_name_is_created_once(store: ObjectStore, at: str):
@@ -222,12 +246,24 @@ def test_wrong_credentials_and_buckets_are_for_the_operator(places: Callable[[st
             lambda s=store: s.put(f"{at}k", b"x", if_none_match=True),
             lambda s=store: s.put(f"{at}k", b"x"),
             lambda s=store: list(s.list(at)),
+            lambda s=store: s.head(f"{at}k"),
+            lambda s=store: s.get(f"{at}k"),
+            lambda s=store: s.get(f"{at}k", (2, 2)),
+            lambda s=store: s.delete(f"{at}k"),
+            lambda s=store: s.server(),
         ):
             with pytest.raises(ConfigError) as raised:
                 act()
             assert raised.value.hint
     stranger = S3Store.open(msgspec.structs.replace(right, secret_key="wrongwrong"))
     assert probe([S3Store.open(right)], at, "token", together, stranger).ok("authenticates")
+
+
+def test_a_missing_bucket_is_for_the_operator_whatever_is_asked(places: Callable[[str], S3Settings], at: str):
+    store = S3Store.open(msgspec.structs.replace(places("moto"), bucket="no-such-bucket"))
+    for act in (store.server, lambda: store.head(at), lambda: store.get(at), lambda: list(store.list(at))):
+        with pytest.raises(ConfigError, match="no-such-bucket"):
+            act()
 
 
 def test_a_certificate_of_an_unknown_authority_is_for_the_operator(places: Callable[[str], S3Settings]):
@@ -247,15 +283,6 @@ def test_nobody_listening_is_unavailable_for_reads_and_writes():
         store.head("k")
 
 
-def test_an_endpoint_or_bucket_that_is_none_is_refused_with_an_example():
-    with pytest.raises(ConfigError, match=r"sync\.endpoint"):
-        S3Store.open(S3Settings(bucket="b-b", endpoint="nonsense"))
-    for url in ("acme-mirror/plantA", "http://x/y", "s3://"):
-        with pytest.raises(ConfigError, match="s3://acme-mirror/plantA"):
-            S3Settings.parse(url)
-    assert S3Settings.parse("s3://acme/plantA/x/", region="eu").prefix == "plantA/x"
-
-
 def test_the_probe_refuses_a_store_that_ignores_conditions(places: Callable[[str], S3Settings], at: str):
     store = S3Store.open(places("localbucket"))
     report = probe(store.dialects(), at, "token", together)
@@ -264,57 +291,6 @@ def test_the_probe_refuses_a_store_that_ignores_conditions(places: Callable[[str
         report.refuse()
     assert "stale ETag was accepted" in str(raised.value)
     assert raised.value.hint
-
-
-class CheckThenWrite(MemoryStore):
-    """Looks whether the name is free, then writes without holding it: right alone, wrong in a race."""
-
-    def __init__(self, parties: int) -> None:
-        super().__init__()
-        self.barrier = threading.Barrier(parties)
-
-    def put(self, key: str, body: bytes, **conditions: Any) -> str:
-        if conditions.get("if_none_match") and key in self.objects:
-            raise Conflict(key)
-        if conditions.get("if_match") is not None:
-            found = self.objects.get(key)
-            if found is None or found.etag != conditions["if_match"]:
-                raise Conflict(key)
-        self.meet()
-        return super().put(key, body, metadata=conditions.get("metadata", {}))
-
-    def meet(self) -> None:
-        """Let the racers stand between the look and the write together."""
-        if threading.current_thread() is not threading.main_thread():
-            self.barrier.wait(5)
-
-
-def test_the_probe_finds_a_store_that_checks_and_writes_in_two_steps():
-    report = probe([CheckThenWrite(8)], "p/", "token", together)
-    assert report.ok("create-once")
-    assert not report.ok("create-race")
-    with pytest.raises(ConfigError, match="racing creates"):
-        report.refuse()
-
-
-class Quoteless(MemoryStore):
-    """Compares If-Match with the ETag without its quotes, and answers ETags with them."""
-
-    def __init__(self, objects: dict[str, Any], *, quoted: bool) -> None:
-        super().__init__()
-        self.objects, self.quoted = objects, quoted
-
-    def put(self, key: str, body: bytes, *, if_match: str | None = None, **rest: Any) -> str:
-        if if_match is not None and self.quoted:
-            raise Conflict(key)
-        return super().put(key, body, if_match=if_match, **rest)
-
-
-def test_the_probe_finds_the_dialect_that_works():
-    objects: dict[str, Any] = {}
-    report = probe([Quoteless(objects, quoted=True), Quoteless(objects, quoted=False)], "p/", "token", together)
-    report.refuse()
-    assert report.dialect == 1
 
 
 # Faults between here and the server, injected below the signature.
@@ -347,6 +323,10 @@ def answer(status: int, code: str) -> Callable[[Any], AWSResponse]:
     return lambda request: AWSResponse(request.url, status, {}, Raw())
 
 
+def conditional(request: Any) -> bool:
+    return bool({"If-Match", "If-None-Match"} & set(request.headers))
+
+
 def lost(request: Any) -> None:
     """The server does it; its answer never arrives."""
     URLLib3Session().send(request)
@@ -370,6 +350,7 @@ def unsent(request: Any) -> None:
         (answer(403, "AccessDenied"), ConfigError),
         (answer(403, "RequestTimeTooSkewed"), ConfigError),
         (answer(404, "NoSuchBucket"), ConfigError),
+        (answer(501, "NotImplemented"), ConfigError),
         (unsent, Unavailable),
         (lost, Unavailable),
     ],
@@ -380,6 +361,43 @@ def test_each_answer_to_a_create_is_one_reaction_and_nothing_is_repeated(faulty:
     with pytest.raises(error):
         store.put(f"{at}k", b"x", if_none_match=True)
     assert len(sent) == 1
+
+
+def test_a_store_without_conditional_writes_is_for_the_operator(faulty: Any, at: str):
+    store, inject = faulty
+    refuse = answer(501, "NotImplemented")
+    inject("PutObject", lambda request: refuse(request) if conditional(request) else None)
+    with pytest.raises(ConfigError) as raised:
+        probe(store.dialects(), at, "token", together)
+    assert "conditional writes" in raised.value.hint
+    assert list(store.list(at)) == []
+
+
+def test_the_probe_does_not_refuse_a_store_that_calls_off_concurrent_writes(faulty: Any, at: str):
+    store, inject = faulty
+    call_off, turns = answer(409, "ConditionalRequestConflict"), itertools.count(1)
+    raced = ("/race", "/swaps")
+
+    def every_other(request: Any) -> Any:
+        met = conditional(request) and any(race in request.url for race in raced) and next(turns) % 2 == 0
+        return call_off(request) if met else None
+
+    inject("PutObject", every_other)
+    probe(store.dialects(), at, "token", together).refuse()
+    assert next(turns) > 8
+
+
+def test_an_object_that_changes_while_a_range_is_read_is_read_again(
+    faulty: Any, at: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("mirror.io.s3._READ_PAUSE_S", 0.0)
+    store, inject = faulty
+    store.put(f"{at}k", b"0123456789")
+    faults: list[Any] = [answer(416, "InvalidRange")]
+    sent = inject("GetObject", lambda request: faults.pop()(request) if faults else None)
+    found = store.get(f"{at}k", (-3, None))
+    assert found is not None
+    assert (found.body, len(sent)) == (b"789", 2)
 
 
 def test_a_create_whose_answer_was_lost_is_found_by_reading_back(faulty: Any, at: str):
@@ -417,11 +435,3 @@ def test_a_read_that_is_never_answered_is_unavailable_in_the_end(faulty: Any, at
     with pytest.raises(Unavailable):
         store.head(f"{at}k")
     assert len(sent) == 3
-
-
-def test_lease_records_have_a_client_of_their_own_with_short_timeouts(places: Callable[[str], S3Settings]):
-    place = places("moto")
-    patient, quick = S3Store.open(place), S3Store.quick(place)
-    assert quick.client is not patient.client
-    assert quick.client.meta.config.read_timeout == place.quick_timeout_s < patient.client.meta.config.read_timeout
-    assert quick.client.meta.config.retries["total_max_attempts"] == 1

@@ -22,11 +22,10 @@ from mirror.coverage import Closure, Coverage, Gap, Grade, Reason
 from mirror.errors import ConfigError, Conflict, Fenced, Unavailable
 from mirror.floor import sign_floor
 from mirror.header import Clock, Flaw, Header, chain_hash, public_hex
-from mirror.io.s3 import together
 from mirror.layout import Layout
 from mirror.prefix import Prefix, Saved
 from mirror.verify import verify_store
-from tests.gateway.boxes import KEY, LAYOUT, OTHER, POLICY, Box, FaultyStore, InTurn, Kill
+from tests.gateway.boxes import KEY, LAYOUT, OTHER, POLICY, Box, InTurn, Kill
 from tests.gateway.journals import STREAM, TIMELINE, doubles
 
 
@@ -480,28 +479,6 @@ def test_another_place_in_the_bucket_is_another_log_and_gets_everything(box: Box
     box.receive(1)
     box.run(12)  # and back: the first log goes on where it was
     box.assert_all_pushed()
-
-
-def test_a_store_that_ignores_conditions_is_refused(box: Box):
-    class Careless(FaultyStore):
-        def put(self, key: str, body: bytes, **how: Any) -> str:
-            return super().put(key, body, metadata=how.get("metadata", {}))
-
-    status = box.run(60, stores=[Careless()], together=together)
-    assert status.state == "refused"
-    assert "conditional writes" in status.error.hint if status.error else False
-
-
-def test_the_probe_runs_once_for_a_store(box: Box):
-    box.run(3, together=together)
-    probes = [c for c in box.store.calls if "/probe/" in c]
-    assert probes
-    assert box.pusher is not None
-    assert box.pusher.status.state == "leading"
-    box.pusher = None
-    box.run(3, together=together)
-    assert [c for c in box.store.calls if "/probe/" in c] == probes
-    assert not [k for k in box.store.objects if "/probe/" in k]
 
 
 # The thread itself

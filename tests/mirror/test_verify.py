@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mirror import segment
 from mirror.batch import equal
 from mirror.coverage import Closure, Coverage, Gap, Grade, Promise, Reason, Stream
-from mirror.floor import sign_floor
+from mirror.floor import FLOOR_BYTES_MAX, sign_floor
 from mirror.header import FLOOR, Closing, Finding, Flaw, canonical, public_hex
 from mirror.layout import Layout
 from mirror.verify import Report, verify_store
@@ -443,6 +443,14 @@ def test_two_streams_are_reported_each_for_itself():
     writer.write(2, intervals=claims, streams=(Stream("x", "urn:x"), Stream("y", "urn:y")))
     found = [(s.stream, s.source, s.timeline, s.newest) for s in verify_store(writer.store, LAYOUT).streams]
     assert found == [("x", "urn:x", "1-1", 5), ("x", "urn:x", "2-1", 3), ("y", "urn:y", "1-1", 9)]
+
+
+def test_a_floor_that_is_too_large_is_named_and_not_believed():
+    writer = log()
+    writer.store.put(LAYOUT.floor, b" " * (FLOOR_BYTES_MAX + 1))
+    [finding] = verify_store(writer.store, LAYOUT).findings
+    assert (finding.seq, finding.flaw) == (FLOOR, Flaw.UNREADABLE)
+    assert f"{FLOOR_BYTES_MAX} is the most" in finding.detail
 
 
 def test_another_group_below_the_same_prefix_is_another_log():
