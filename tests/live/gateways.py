@@ -188,6 +188,9 @@ class Rig:
         store, broker: Where it is pushed and published to, if anywhere.
         store_port, broker_port, server_port: Of proxies in between.
         settings: Further values for CONFIG.
+
+    Attributes:
+        before: What stands in front of the gateway's command, if anything.
     """
 
     def __init__(
@@ -199,6 +202,7 @@ class Rig:
         self.path = folder / "data" / "mirror.db"
         self.config = folder / "gateway.toml"
         self.process: Process | None = None
+        self.before: list[str] = []
         self.http = ""
         self.seen = Seen()
         self._reader: JournalReader | None = None
@@ -234,7 +238,7 @@ class Rig:
 
     def start(self) -> None:
         """Start the gateway and wait until it says that it runs."""
-        command: list[str | Path] = [sys.executable, "-m", "gateway", "run", "--config", self.config]
+        command: list[str | Path] = [*self.before, sys.executable, "-m", "gateway", "run", "--config", self.config]
         self.process = Process(command, self.folder, "gateway", {"PYTHONPATH": str(ROOT)}, pipes=True)
         told: queue.Queue[bytes] = queue.Queue()
         stdout = self.process.stdout
