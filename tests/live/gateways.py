@@ -283,6 +283,10 @@ class Rig:
         except NotReady as error:
             raise AssertionError(f"{error}\n{self.log()[-4000:]}") from None
 
+    def on_another_box(self) -> None:
+        """Forget what was read of the journal: the folder is another one now; the gateway is down."""
+        self._reader, self.seen = None, Seen()
+
     # What it holds
 
     @property
