@@ -38,7 +38,7 @@ def load(path: str) -> Config:
 def run(options: argparse.Namespace) -> int:
     """Mirror until SIGTERM or SIGINT."""
     memory.settle()
-    faulthandler.enable()  # a process that its watchdog ends leaves behind where each thread was
+    faulthandler.enable(2)  # standard error: a process that its watchdog ends leaves behind where each thread was
     from gateway.io.runtime import Gateway
 
     config = load(options.config)
