@@ -304,6 +304,15 @@ def sync_document(f: Figures) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def sentence(f: Figures) -> str:
+    """Return health as one line for a service manager: whether it is ready, what it does, and all that is wrong."""
+    live = sum(s.state == "live" for s in f.sources)
+    facts = [f"{'ready' if is_ready(f) else 'not ready'}: {live} of {len(f.sources)} sources live"]
+    if f.sync is not None:
+        facts.append(f"{f.journal.backlog_samples} samples not in the bucket yet")
+    return "; ".join(facts + [f"{p.part}: {p.text}" for p in problems(f)])
+
+
 # --- metrics ------------------------------------------------------------------------------------------
 
 #: Kind and help text of every metric, by name without the prefix `edgemirror_`.

@@ -27,6 +27,8 @@ VERBS: tuple[tuple[str, str, str], ...] = (
     ("gaps", "gateway.cli.gaps:gaps", "list, explain or close what is missing"),
     ("doctor", "gateway.cli.doctor:doctor", "look at clock, disk, journal, certificates and bucket of this box"),
     ("verify", "gateway.cli.verify:verify", "prove the bucket: names, signatures, hashes, digests, coverage"),
+    ("backup", "gateway.cli.backup:backup", "write configuration, keys, certificates and secrets into one file"),
+    ("restore-config", "gateway.cli.backup:restore", "make an empty box the replica of a backup"),
     ("demo", "gateway.cli.demo:demo", "mirror a simulated plant on this machine and check the result"),
     ("version", "gateway.cli.look:version", "print the versions of this program and of what it stands on"),
 )
@@ -125,6 +127,15 @@ def _verify(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--alone", action="store_true", help="trust the bucket alone, not what this journal remembers")
 
 
+def _backup(sub: argparse.ArgumentParser) -> None:
+    _config(sub)
+    sub.add_argument("out", help="the file to write; it must not exist")
+
+
+def _restore(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("file", help="what `edgemirror backup` has written")
+
+
 def _demo(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--seconds", type=float, default=30.0, help="how long to mirror; default: %(default)s")
 
@@ -143,6 +154,8 @@ _ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "gaps": _gaps,
     "doctor": _config,
     "verify": _verify,
+    "backup": _backup,
+    "restore-config": _restore,
     "demo": _demo,
     "version": _nothing,
 }

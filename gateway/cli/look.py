@@ -215,9 +215,11 @@ def export(options: argparse.Namespace) -> int:
 
 
 def version(options: argparse.Namespace) -> int:
-    """Print the versions of this program and of what it stands on."""
+    """Print the versions of this program, of its journal's schema and of what it stands on."""
+    from mirror.schema import MIGRATIONS
+
     names = ["edgemirror", "asyncua", "numpy", "apsw", "pyarrow", "zstandard", "boto3", "paho-mqtt"]
-    facts = {"python": platform.python_version()}
+    facts: dict[str, str | int] = {"python": platform.python_version(), "schema": len(MIGRATIONS)}
     for name in names:
         try:
             facts[name] = importlib.metadata.version(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from gateway.cli import forget_stdout
 from gateway.config import Config, parse
 from gateway.io import memory
+from gateway.io.notify import Notifier, keep_told
 from mirror.errors import ConfigError
 
 
@@ -36,6 +38,7 @@ def load(path: str) -> Config:
 def run(options: argparse.Namespace) -> int:
     """Mirror until SIGTERM or SIGINT."""
     memory.settle()
+    faulthandler.enable(2)  # standard error: a process that its watchdog ends leaves behind where each thread was
     from gateway.io.runtime import Gateway
 
     config = load(options.config)
@@ -52,10 +55,28 @@ def run(options: argparse.Namespace) -> int:
 
     async def main() -> None:
         stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
+        notifier, told = Notifier.of(os.environ), list[asyncio.Task[None]]()
+
+        def started() -> None:
+            ready()
+            if notifier is not None:
+                telling = keep_told(
+                    notifier, gateway.survey.figures, lambda: gateway.ingest.call(lambda _journal: None)
+                )
+                told.append(asyncio.create_task(telling))
+                told[0].add_done_callback(lambda _task: stop.set())  # who hears nothing more would kill
+
+        def end() -> None:
+            if notifier is not None:
+                notifier.send(STOPPING="1")
+            stop.set()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        await gateway.run(stop, ready)
+            asyncio.get_running_loop().add_signal_handler(number, end)
+        await gateway.run(stop, started)
+        for task in told:
+            if not task.cancel():
+                task.result()
 
     asyncio.run(main())
     return 0

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mirror.errors import ConfigError
 
+KEY_FILE = "session.key"
 KEY_BYTES = 32
 RESERVE_BYTES = 256 << 10
 
@@ -58,7 +59,7 @@ def key(directory: Path, *, make: bool) -> bytes:
     Raises:
         ConfigError: Others can read it, or it is not a key.
     """
-    file = directory / "session.key"
+    file = directory / KEY_FILE
     if make and (not file.exists() or not file.stat().st_size):  # an empty one is what a kill once left
         part = directory / "session.key.part"
         part.unlink(missing_ok=True)

@@ -118,7 +118,7 @@ def connect(path: Path, *, write: bool = False, vfs: str = "") -> apsw.Connectio
         db.close()
         raise ConfigError(
             f"{path} was written by a newer edgemirror (schema {found}, known up to {len(MIGRATIONS)})",
-            hint="install the newer version again",
+            hint=f"go forward again (/opt/edgemirror/current/install.sh rollback), or {_start_again(path)}",
         )
     return db
 

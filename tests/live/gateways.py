@@ -189,6 +189,9 @@ class Rig:
         store, broker: Where it is pushed and published to, if anywhere.
         store_port, broker_port, server_port: Of proxies in between.
         settings: Further values for CONFIG.
+
+    Attributes:
+        before: What stands in front of the gateway's command, if anything.
     """
 
     def __init__(
@@ -200,6 +203,7 @@ class Rig:
         self.path = folder / "data" / "mirror.db"
         self.config = folder / "gateway.toml"
         self.process: Process | None = None
+        self.before: list[str] = []
         self.http = ""
         self.seen = Seen()
         self._reader: JournalReader | None = None
@@ -235,7 +239,7 @@ class Rig:
 
     def start(self) -> None:
         """Start the gateway and wait until it says that it runs."""
-        command: list[str | Path] = [sys.executable, "-m", "gateway", "run", "--config", self.config]
+        command: list[str | Path] = [*self.before, sys.executable, "-m", "gateway", "run", "--config", self.config]
         self.process = Process(command, self.folder, "gateway", {"PYTHONPATH": str(ROOT)}, pipes=True)
         told: queue.Queue[bytes] = queue.Queue()
         stdout = self.process.stdout
@@ -279,6 +283,10 @@ class Rig:
             until(condition, what, timeout_s)
         except NotReady as error:
             raise AssertionError(f"{error}\n{self.log()[-4000:]}") from None
+
+    def on_another_box(self) -> None:
+        """Forget what was read of the journal: the folder is another one now; the gateway is down."""
+        self._reader, self.seen = None, Seen()
 
     # What it holds
 

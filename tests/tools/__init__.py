@@ -18,6 +18,8 @@ TOOLS = ROOT / ".tools"
 RECORD = TOOLS / "record.json"
 DEBIAN = TOOLS / "debian"
 NODE_MODULES = TOOLS / "node" / "node_modules"
+#: Debian's packages of programs.
+PACKAGE = {"mosquitto": "mosquitto", "etcd": "etcd-server", "systemd-analyze": "systemd"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Tool:
     """A program that tests start.
 
     Attributes:
-        name: As used in tests: mosquitto, etcd, weed, iotcore, node-opcua.
+        name: As used in tests: mosquitto, etcd, systemd-analyze, weed, iotcore, node-opcua.
         path: The program, or None where it cannot be had.
         env: Variables to add to the environment of its process.
         reason: Why `path` is None; empty otherwise.
@@ -39,7 +41,7 @@ class Tool:
 
 def find(name: str) -> Tool:
     """Return where a tool is, or the reason why it is missing."""
-    if name in {"mosquitto", "etcd"}:
+    if name in PACKAGE:
         return _debian(name)
     if name == "node-opcua":
         node = _script("node")
@@ -55,15 +57,17 @@ def find(name: str) -> Tool:
 
 def library_path() -> str:
     """Return LD_LIBRARY_PATH for programs unpacked from Debian packages."""
-    folders = sorted({str(p.parent) for p in DEBIAN.glob("usr/lib/**/*.so*")} | {str(DEBIAN / "usr/lib")})
+    libraries = [p for lib in ("lib", "usr/lib") for end in ("so", "so.*") for p in DEBIAN.glob(f"{lib}/**/*.{end}")]
+    folders = sorted({str(p.parent) for p in libraries} | {str(DEBIAN / "usr/lib")})
     return os.pathsep.join([*folders, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
 
 
 def _debian(name: str) -> Tool:
-    for folder in ("usr/sbin", "usr/bin"):
+    for folder in ("usr/sbin", "usr/bin", "bin"):
         program = DEBIAN / folder / name
         if program.exists():
-            return Tool(name, program, {"LD_LIBRARY_PATH": library_path()})
+            units = os.pathsep.join(str(p) for p in DEBIAN.glob("*lib/systemd/system"))
+            return Tool(name, program, {"LD_LIBRARY_PATH": library_path(), "SYSTEMD_UNIT_PATH": f"{units}:"})
     system = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
     return Tool(name, Path(system), {}) if system else Tool(name, None, {}, _noted(name))
 

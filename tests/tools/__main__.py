@@ -1,4 +1,4 @@
-"""Fetch the servers of the live tests into `.tools/`: `python -m tests.tools [mosquitto|node-opcua|etcd ...]`.
+"""Fetch the programs of the live tests into `.tools/`: `python -m tests.tools [mosquitto|node-opcua|etcd ...]`.
 
 Debian packages are downloaded with apt's own tools into a private folder and unpacked, never installed,
 so that no root is needed, no service is started and nothing of the machine changes. npm packages come
@@ -15,12 +15,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.tools import DEBIAN, RECORD, TOOLS, find
+from tests.tools import DEBIAN, PACKAGE, RECORD, TOOLS, find
 
-DEFAULT = ("mosquitto", "node-opcua")
-PACKAGE = {"mosquitto": "mosquitto", "etcd": "etcd-server"}
-#: What mosquitto needs beside the C library, should apt be unable to say what is missing.
-NEEDED = {"mosquitto": ["libmosquitto1", "libcjson1", "libdlt2", "libwrap0", "libcap2"], "etcd": []}
+DEFAULT = ("mosquitto", "node-opcua", "systemd-analyze")
+#: What they need beside the C library and what every Debian has, should apt be unable to say what is missing.
+NEEDED = {
+    "mosquitto": ["libmosquitto1", "libcjson1", "libdlt2", "libwrap0", "libcap2"],
+    "systemd-analyze": ["libsystemd-shared", "libseccomp2", "libkmod2", "libip4tc2"],
+    "etcd": [],
+}
 TIMEOUT_S = 300
 TRIES = 3
 
