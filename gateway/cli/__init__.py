@@ -18,6 +18,7 @@ LOOKS = "gateway.cli.look:"  # verbs that only show something: whoever has seen 
 
 #: Name, module and function, one line of help.
 VERBS: tuple[tuple[str, str, str], ...] = (
+    ("schema", "gateway.cli.schema:schema", "print the JSON Schema of the configuration"),
     ("run", "gateway.cli.run:run", "mirror the configured servers until told to stop"),
     ("status", "gateway.cli.look:status", "say what this gateway holds, claims, misses and has pushed"),
     ("tail", "gateway.cli.look:tail", "print samples as they become durable"),
@@ -134,6 +135,7 @@ def _nothing(sub: argparse.ArgumentParser) -> None:
 
 
 _ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    "schema": _nothing,
     "run": _config,
     "status": _journal,
     "tail": _tail,
