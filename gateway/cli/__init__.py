@@ -18,6 +18,7 @@ LOOKS = "gateway.cli.look:"  # verbs that only show something: whoever has seen 
 
 #: Name, module and function, one line of help.
 VERBS: tuple[tuple[str, str, str], ...] = (
+    ("browse", "gateway.cli.browse:browse", "show the variables of a server"),
     ("schema", "gateway.cli.schema:schema", "print the JSON Schema of the configuration"),
     ("run", "gateway.cli.run:run", "mirror the configured servers until told to stop"),
     ("status", "gateway.cli.look:status", "say what this gateway holds, claims, misses and has pushed"),
@@ -80,6 +81,22 @@ def _journal(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--journal", metavar="FILE", help="a journal file, instead of the configured one")
 
 
+def _server(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--security", metavar="POLICY:MODE", help="such as Basic256Sha256:SignAndEncrypt; default: none")
+    sub.add_argument("--user", metavar="NAME", help="user name; without it, anonymous")
+    sub.add_argument("--password-file", metavar="FILE", help="a file that holds the user's password")
+    sub.add_argument("--certificate-file", metavar="FILE", help="this gateway's certificate (DER)")
+    sub.add_argument("--key-file", metavar="FILE", help="its private key (PEM)")
+    sub.add_argument("--trust-dir", metavar="DIR", help="folder of server certificates that are accepted")
+
+
+def _browse(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("endpoint", help="opc.tcp://HOST:PORT")
+    sub.add_argument("node", nargs="?", default="i=85", help="where to begin, such as ns=2;s=Press7; default: Objects")
+    sub.add_argument("--max", type=int, default=10_000, metavar="N", help="end after N variables; default: %(default)s")
+    _server(sub)
+
+
 def _tail(sub: argparse.ArgumentParser) -> None:
     _journal(sub)
     sub.add_argument("tag", nargs="*", help="only tags whose path or node contains one of these texts")
@@ -135,6 +152,7 @@ def _nothing(sub: argparse.ArgumentParser) -> None:
 
 
 _ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    "browse": _browse,
     "schema": _nothing,
     "run": _config,
     "status": _journal,
