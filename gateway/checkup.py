@@ -52,7 +52,7 @@ def settings(config: Config) -> list[Finding]:
     found += [
         Finding(
             "warning", f"source {source.name}",
-            f"security is none: the password of user {source.user!r} can be read on the network",
+            f"security is none: the password of user {source.user!r} can be intercepted on the network",
             f"edgemirror init {source.endpoint} --out FILE shows what security it offers",
         )
         for source in config.source

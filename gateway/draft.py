@@ -93,7 +93,7 @@ def security_notes(source: Source, offered: Offered | None) -> list[str]:
     if source.security != "none":
         return []
     told = [
-        'security = "none" means: anybody on the network can read and alter what the server says, and read the',
+        'security = "none" means: anybody on the network can read and alter what the server says, and intercept the '
         "password of a user. Nothing proves that it is the device that answers.",
     ]
     better = offered.best if offered is not None else ""

@@ -21,6 +21,7 @@ VERBS: tuple[tuple[str, str, str], ...] = (
     ("init", "gateway.cli.init:init", "write a configuration for a server, or for a list of servers"),
     ("check", "gateway.cli.check:check", "check every setting, what it will cost, and with --online who answers"),
     ("browse", "gateway.cli.browse:browse", "show the variables of a server"),
+    ("qualify", "gateway.cli.qualify:qualify", "find out what a server can promise, changing nothing on it"),
     ("schema", "gateway.cli.schema:schema", "print the JSON Schema of the configuration"),
     ("run", "gateway.cli.run:run", "mirror the configured servers until told to stop"),
     ("status", "gateway.cli.look:status", "say what this gateway holds, claims, misses and has pushed"),
@@ -124,6 +125,15 @@ def _check(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--price-gb", type=float, default=0.023, metavar="P", help="a GB a month; default: %(default)s")
 
 
+def _qualify(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("endpoint", help="opc.tcp://HOST:PORT")
+    sub.add_argument(
+        "node", nargs="?", default="i=85", help="where variables for the trial are taken; default: Objects"
+    )
+    sub.add_argument("--seconds", type=float, default=4.0, metavar="S", help="how long to listen; default: %(default)s")
+    _server(sub)
+
+
 def _tail(sub: argparse.ArgumentParser) -> None:
     _journal(sub)
     sub.add_argument("tag", nargs="*", help="only tags whose path or node contains one of these texts")
@@ -182,6 +192,7 @@ _ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "init": _init,
     "check": _check,
     "browse": _browse,
+    "qualify": _qualify,
     "schema": _nothing,
     "run": _config,
     "status": _journal,

@@ -41,7 +41,12 @@ def test_legal_settings_with_consequences_are_told() -> None:
     text = LONE.replace('security = "none"', 'security = "none"\nuser = "op"\npassword_file = "/p"')
     found = settings(parse(text + '[mqtt]\nurl = "mqtt://b:1"\nuser = "m"\npassword_file = "/q"\n'))
     told = [f.text for f in found if f.level == "warning"]
-    assert len(told) == 3 and "'op' can be read" in told[0] and "only copy" in told[1] and "'m' can be read" in told[2]
+    assert (
+        len(told) == 3
+        and "'op' can be intercepted" in told[0]
+        and "only copy" in told[1]
+        and "'m' can be read" in told[2]
+    )
     assert [f.level for f in settings(parse(CONFIG))] == ["ok"]
 
 

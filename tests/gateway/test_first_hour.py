@@ -7,6 +7,7 @@ import json
 import unicodedata
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def test_what_cannot_be_browsed_is_named(cli: Cli, on_press: Test, arguments: li
     on_press(work)
 
 
-@pytest.mark.parametrize("verb", ["browse", "init"])
+@pytest.mark.parametrize("verb", ["browse", "init", "qualify"])
 def test_a_server_that_is_away_is_unreachable_and_no_address_is_usage(cli: Cli, verb: str, folder: Path) -> None:
     async def work() -> None:
         code, _, err = await cli(verb, f"opc.tcp://127.0.0.1:{free_port()}")
@@ -264,7 +265,7 @@ def test_a_user_is_asked_for_where_the_server_lets_nobody_else_in(cli: Cli, fold
             code, _, err = await cli("init", made.url, "--user", "operator", "--password-file", "secret")
             assert code == 0 and read().source[0].password_file == str(folder / "secret")
             code, out, _ = await cli("check", "--online")
-            assert code == 0 and "chmod 600" in out and "can be read on the network" in out
+            assert code == 0 and "chmod 600" in out and "can be intercepted" in out
             Path("secret").write_text("wrong")
             code, out, _ = await cli("check", "--online")
             assert code == 1 and "NOT ready" in out
@@ -388,5 +389,41 @@ def test_roots_that_the_server_does_not_have_and_stores_that_do_not_answer_are_t
         found = {(f["level"], f["part"]): f for f in json.loads(out)["findings"]}
         assert code == 1 and "has no nsu=urn:press:test;s=Gone" in found["failed", "device Press"]["text"]
         assert ("away", "mqtt") in found and found["failed", "device Press"]["hint"].startswith("edgemirror browse")
+
+    on_press(work)
+
+
+# ---- qualify ----------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_stamps_at_sampling_is_class_u(cli: Cli, on_press: Test) -> None:
+    async def work(made: Press) -> None:
+        server = made.server
+
+        def stamped_now(_node: ua.NodeId, _attribute: ua.AttributeIds) -> ua.DataValue:
+            now = datetime.now(UTC)
+            return ua.DataValue(ua.Variant(1.0, ua.VariantType.Double), SourceTimestamp=now, ServerTimestamp=now)
+
+        index = await server.get_namespace_index("urn:press:test")
+        folder = await server.nodes.objects.add_folder(ua.NodeId("U", index), ua.QualifiedName("U", index))
+        node = await folder.add_variable(ua.NodeId("U.v", index), ua.QualifiedName("v", index), 1.0)
+        server.iserver.isession.aspace.set_attribute_value_callback(node.nodeid, ua.AttributeIds.Value, stamped_now)
+        code, out, _ = await cli("qualify", made.url, "ns=2;s=U", "--seconds", "1", "--json")
+        facts = json.loads(out)
+        assert code == 0 and facts["trial"]["stamping"] == "U" and facts["trial"]["compared"] == 1
+        holds = {(p["mode"], p["promise"]): p["holds"] for p in facts["promises"]}
+        assert holds["hot", "the copies of both gateways are equal"] == "no"
+        assert facts["profile"]["product"] == "asyncua" and facts["trial"]["resume"]["works"] is True
+        assert facts["trial"]["transfer"]["works"] is False  # it answers Good and publishes nothing
+        assert server.iserver.subscription_service.subscriptions == {}
+
+    on_press(work)
+
+
+def test_seconds_out_of_bounds_and_nodes_without_variables_are_named(cli: Cli, on_press: Test) -> None:
+    async def work(made: Press) -> None:
+        assert (await cli("qualify", made.url, "--seconds", "0"))[0] == 2
+        code, _, err = await cli("qualify", made.url, "ns=2;s=Empty")
+        assert code == 2 and "has no node" in err
 
     on_press(work)
