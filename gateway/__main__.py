@@ -7,7 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from gateway.cli import forget_stdout, parser
+from gateway.plain import plain
 from mirror.errors import MirrorError, Unavailable
+
+LINE_MAX = 4_000  # characters of a line of a message
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,15 +22,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except MirrorError as error:
         with contextlib.suppress(OSError):
-            print(f"edgemirror: {error}", file=sys.stderr)
+            print(f"edgemirror: {_shown(str(error))}", file=sys.stderr)
             if error.hint:
-                print(f"  try: {error.hint}", file=sys.stderr)
+                print(f"  try: {_shown(error.hint)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         forget_stdout()
         return 0 if options.looks else Unavailable.exit_code  # a check whose result nobody got has not passed
     except KeyboardInterrupt:
         return 130
+
+
+def _shown(text: str) -> str:
+    """Return a message without what a server may have put into it to turn a terminal."""
+    return "\n".join(plain(line, LINE_MAX) for line in text.split("\n"))
 
 
 if __name__ == "__main__":

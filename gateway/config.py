@@ -39,7 +39,13 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Group(_Table, frozen=True):
-    """The devices that are mirrored together: one log, one place in the topic name space."""
+    """The devices that are mirrored together: one log, one place in the topic name space.
+
+    Attributes:
+        name: One log in the bucket and one MQTT client.
+        enterprise: Level of the topic name space.
+        site: Level of the topic name space.
+    """
 
     name: Name
     enterprise: Name = "enterprise"
@@ -47,14 +53,23 @@ class Group(_Table, frozen=True):
 
 
 class Replica(_Table, frozen=True):
-    """This gateway; the only table that differs between the replicas of a group."""
+    """This gateway; the only table that differs between the replicas of a group.
+
+    Attributes:
+        name: Of this gateway in the log; unique in the group.
+        data_dir: Where `mirror.db` and the keys lie. One gateway at a time may use it.
+    """
 
     name: Name
     data_dir: str
 
 
 class Arbiter(_Table, frozen=True):
-    """Who decides which replica acts. `solo`: this one, guarded by a lock on its data directory."""
+    """Who decides which replica acts.
+
+    Attributes:
+        kind: `solo`: this one, guarded by a lock on its data directory.
+    """
 
     kind: Literal["solo"] = "solo"
 
@@ -63,8 +78,11 @@ class Device(_Table, frozen=True, kw_only=True):
     """A named subtree of a source's tags.
 
     Attributes:
+        name: Unique in the group; a level of the topic name space.
         browse: Roots to mirror: a NodeId (`ns=2;s=Press7`, `nsu=<uri>;s=Press7`), `/**` for all below it.
         exclude: Patterns over the path below the root (`*` within one name, `**` over several).
+        area: Level of the topic name space.
+        line: Level of the topic name space.
         sampling_ms: Sampling interval asked for; 0 asks for every change the server knows of.
         publishing_ms: Publishing interval asked for; devices of one source with equal values share a
             subscription.
@@ -88,13 +106,20 @@ class Source(_Table, frozen=True, kw_only=True):
     """One OPC UA server.
 
     Attributes:
+        name: Unique in the file.
+        endpoint: `opc.tcp://host:port`.
         security: Policy and mode; `none` has to be written out.
+        user: User name; empty is anonymous.
+        password_file: File with the password; required with `user`.
         certificate_file, key_file: This gateway's application certificate (DER) and key (PEM).
         trust_dir: Folder of server certificates (DER) that are accepted. Required with security.
         session_timeout_s: How long the server is asked to keep the session of a gateway that is gone;
             within it a restart resumes without loss.
+        request_timeout_s: After this long without an answer a request has failed.
+        publish_requests: Publish requests kept waiting at the server.
         history: Fill gaps from the server's historian where it keeps one.
         audit_s: Each tag is read and compared with the mirror once in so long; 0 audits nothing.
+        device: What is mirrored of it.
     """
 
     name: Name
@@ -114,7 +139,14 @@ class Source(_Table, frozen=True, kw_only=True):
 
 
 class JournalConfig(_Table, frozen=True):
-    """The local file: how often it is made durable and how long it keeps what the cloud has."""
+    """The local file: how often it is made durable and how long it keeps what the cloud has.
+
+    Attributes:
+        max_gib: Size from which `status` warns. Nothing that the cloud does not have is ever deleted.
+        keep_days: What the cloud has is kept here for so long all the same.
+        commit_ms: Least time between two fsyncs.
+        inbox_mib: Received and not yet on disk; above this nobody asks the servers for more.
+    """
 
     max_gib: Positive = 20.0
     keep_days: Annotated[float, Meta(ge=0)] = 7.0
@@ -123,7 +155,12 @@ class JournalConfig(_Table, frozen=True):
 
 
 class Interval(_Table, frozen=True):
-    """Bounds of the push interval in seconds."""
+    """Bounds of the push interval in seconds.
+
+    Attributes:
+        min: Shortest time between two segments.
+        max: Longest time that a sample waits for its segment while the store answers.
+    """
 
     min: Positive = 1.0
     max: Positive = 60.0
@@ -135,8 +172,13 @@ class Sync(_Table, frozen=True):
     Attributes:
         bucket: `s3://bucket/prefix`.
         endpoint: URL of an S3-compatible store; empty means AWS.
+        region: Of the store.
         access_key_file, secret_key_file: Credentials; empty means the environment's own.
+        ca_file: Certificates to trust; empty: the system's.
+        interval_s: How often segments are sent.
         requests_per_day: Budget the push interval adapts to.
+        segment_rows: Samples in one segment at the most.
+        segment_mib: Chunk bytes in one segment at the most.
     """
 
     bucket: str = ""
@@ -156,9 +198,16 @@ class Mqtt(_Table, frozen=True):
 
     Attributes:
         url: `mqtt://host:port` or `mqtts://host:port`.
+        user: User name, empty for none.
+        password_file: File with the password.
+        ca_file: Certificates to trust; empty: the system's.
+        prefix: First levels of all topics.
+        device_objects: One object for each device and batch, QoS 1.
         shape: `nested` puts values under `values`, `flat` at the top level of the device object.
         tag_topics: Which tags get a retained topic: none, those selected by their device, all.
         payload: What a tag topic carries: an object with quality and time, or the bare value.
+        keepalive_s: A broker that is silent for twice as long is away.
+        window: Messages under way at the most.
     """
 
     url: str = ""
@@ -175,13 +224,28 @@ class Mqtt(_Table, frozen=True):
 
 
 class Http(_Table, frozen=True):
-    """Where health and metrics are served; empty serves nothing. Loopback only, for now."""
+    """Where health and metrics are served. Loopback only, for now.
+
+    Attributes:
+        listen: `127.0.0.1:port`; empty serves nothing.
+    """
 
     listen: str = "127.0.0.1:8480"
 
 
 class Config(_Table, frozen=True, kw_only=True):
-    """Everything a gateway is told."""
+    """Everything a gateway is told.
+
+    Attributes:
+        group: What is mirrored together.
+        replica: This gateway.
+        source: The OPC UA servers.
+        arbiter: Who may act.
+        journal: The local file.
+        sync: The bucket.
+        mqtt: The plant's broker.
+        http: Health and metrics.
+    """
 
     group: Group
     replica: Replica

@@ -18,6 +18,11 @@ LOOKS = "gateway.cli.look:"  # verbs that only show something: whoever has seen 
 
 #: Name, module and function, one line of help.
 VERBS: tuple[tuple[str, str, str], ...] = (
+    ("init", "gateway.cli.init:init", "write a configuration for a server, or for a list of servers"),
+    ("check", "gateway.cli.check:check", "check every setting, what it will cost, and with --online who answers"),
+    ("browse", "gateway.cli.browse:browse", "show the variables of a server"),
+    ("qualify", "gateway.cli.qualify:qualify", "find out what a server can promise, changing nothing on it"),
+    ("schema", "gateway.cli.schema:schema", "print the JSON Schema of the configuration"),
     ("run", "gateway.cli.run:run", "mirror the configured servers until told to stop"),
     ("status", "gateway.cli.look:status", "say what this gateway holds, claims, misses and has pushed"),
     ("tail", "gateway.cli.look:tail", "print samples as they become durable"),
@@ -79,6 +84,56 @@ def _config(sub: argparse.ArgumentParser) -> None:
 def _journal(sub: argparse.ArgumentParser) -> None:
     _config(sub)
     sub.add_argument("--journal", metavar="FILE", help="a journal file, instead of the configured one")
+
+
+def _server(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--security", metavar="POLICY:MODE", help="such as Basic256Sha256:SignAndEncrypt; default: none")
+    sub.add_argument("--user", metavar="NAME", help="user name; without it, anonymous")
+    sub.add_argument("--password-file", metavar="FILE", help="a file that holds the user's password")
+    sub.add_argument("--certificate-file", metavar="FILE", help="this gateway's certificate (DER)")
+    sub.add_argument("--key-file", metavar="FILE", help="its private key (PEM)")
+    sub.add_argument("--trust-dir", metavar="DIR", help="folder of server certificates that are accepted")
+
+
+def _init(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("endpoint", nargs="?", default="", help="opc.tcp://HOST:PORT; or a list with --from")
+    sub.add_argument("-o", "--out", default="gateway.toml", metavar="FILE", help="a new file; default: %(default)s")
+    sub.add_argument("--from", dest="servers", default="", metavar="CSV", help="a list of servers, one a row")
+    sub.add_argument("--template", default="", metavar="FILE", help="TOML with [[device]]: what each listed server has")
+    sub.add_argument("--offline", action="store_true", help="with --from: write without contacting the servers")
+    sub.add_argument("--accept", default="", metavar="THUMBPRINT", help="trust the server's certificate that has this")
+    sub.add_argument("--data-dir", default="", metavar="DIR", help="replica.data_dir; default: beside the file")
+    sub.add_argument("--group", default="plant", metavar="NAME", help="group.name; default: %(default)s")
+    sub.add_argument("--enterprise", default="enterprise", metavar="NAME", help="group.enterprise")
+    sub.add_argument("--site", default="site", metavar="NAME", help="group.site")
+    sub.add_argument("--max", type=int, default=100_000, metavar="N", help="look at N variables; default: %(default)s")
+    _server(sub)
+
+
+def _browse(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("endpoint", help="opc.tcp://HOST:PORT")
+    sub.add_argument("node", nargs="?", default="i=85", help="where to begin, such as ns=2;s=Press7; default: Objects")
+    sub.add_argument("--max", type=int, default=10_000, metavar="N", help="end after N variables; default: %(default)s")
+    _server(sub)
+
+
+def _check(sub: argparse.ArgumentParser) -> None:
+    _config(sub)
+    sub.add_argument("--online", action="store_true", help="connect to every server, the bucket and the broker")
+    sub.add_argument("--tags", type=int, metavar="N", help="tags of each source, where the journal does not know")
+    sub.add_argument("--changes-per-s", type=float, metavar="R", help="changes of all tags; default: one a tag")
+    sub.add_argument("--price-put", type=float, default=0.005, metavar="P", help="1,000 writes; default: %(default)s")
+    sub.add_argument("--price-get", type=float, default=0.0004, metavar="P", help="1,000 reads; default: %(default)s")
+    sub.add_argument("--price-gb", type=float, default=0.023, metavar="P", help="a GB a month; default: %(default)s")
+
+
+def _qualify(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("endpoint", help="opc.tcp://HOST:PORT")
+    sub.add_argument(
+        "node", nargs="?", default="i=85", help="where variables for the trial are taken; default: Objects"
+    )
+    sub.add_argument("--seconds", type=float, default=4.0, metavar="S", help="how long to listen; default: %(default)s")
+    _server(sub)
 
 
 def _tail(sub: argparse.ArgumentParser) -> None:
@@ -145,6 +200,11 @@ def _nothing(sub: argparse.ArgumentParser) -> None:
 
 
 _ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    "init": _init,
+    "check": _check,
+    "browse": _browse,
+    "qualify": _qualify,
+    "schema": _nothing,
     "run": _config,
     "status": _journal,
     "tail": _tail,

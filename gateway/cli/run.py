@@ -30,7 +30,8 @@ def load(path: str) -> Config:
         raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except OSError as error:
         raise ConfigError(
-            f"{path}: {error.strerror}", hint="deploy/edge/gateway.toml is an example; name another with --config"
+            f"{path}: {error.strerror}",
+            hint="edgemirror init opc.tcp://HOST:PORT writes one; name another with --config",
         ) from error
     return parse(text, os.environ)
 

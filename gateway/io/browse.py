@@ -127,7 +127,16 @@ class Browsed:
 
 
 @dataclass(slots=True)
-class _Found:
+class Found:
+    """A variable whose facts are not read yet.
+
+    Attributes:
+        node: NodeId text of this session.
+        path: Names from the root on.
+        below: Names from below the root; the name of the tag, if no other has it.
+        unit_node, range_node: Properties that hold its unit and range, or empty.
+    """
+
     node: str
     path: str
     below: str
@@ -151,11 +160,16 @@ async def browse(
         ConfigError: A root is not well formed, or there are more than NODES_MAX nodes below the roots.
         Unavailable: The server did not answer.
     """
-    found, missing = await _variables(space, facts, roots, excluder(exclude))
+    found, missing = await variables(space, facts, roots, excluder(exclude))
+    described = await describe(space, facts, device, found)
+    return Browsed(described.tags, described.structures, missing + described.missing)
+
+
+async def describe(space: Space, facts: ServerFacts, device: str, found: Sequence[Found]) -> Browsed:
+    """Read the facts of variables; those that cannot be named are `missing`."""
     namespaces = dict(enumerate(facts.namespaces))
-    # No identity, no key and no file could hold a name that is not UTF-8.
-    nameable = [is_utf8(f.node + namespaces.get(split_node(f.node)[0], "")) for f in found]
-    missing += [
+    nameable = [is_nameable(facts, f.node) for f in found]
+    missing = [
         f"{legible(f.node)} (its name is not UTF-8)" for f, good in zip(found, nameable, strict=True) if not good
     ]
     found = [f for f, good in zip(found, nameable, strict=True) if good]
@@ -182,16 +196,22 @@ async def browse(
     return Browsed(tags, structures, missing)
 
 
-async def _variables(
+def is_nameable(facts: ServerFacts, node: str) -> bool:
+    """Tell whether a node can be named: no identity, no key and no file could hold a name that is not UTF-8."""
+    index = split_node(node)[0]
+    return is_utf8(node) and (index >= len(facts.namespaces) or is_utf8(facts.namespaces[index]))
+
+
+async def variables(
     space: Space, facts: ServerFacts, roots: Sequence[str], excluded: Callable[[str], bool]
-) -> tuple[list[_Found], list[str]]:
+) -> tuple[list[Found], list[str]]:
     """Return the variables below the roots, each once, and the roots that are not there."""
     parsed = [parse_root(text) for text in roots]
     resolved = [resolve(root, facts.namespaces) for root in parsed]
     there = [node for node in resolved if node is not None]
     classes = dict(zip(there, await space.attributes(there, _NODE_CLASS), strict=True))
     names = dict(zip(there, await space.attributes(there, _BROWSE_NAME), strict=True))
-    found: dict[str, _Found] = {}
+    found: dict[str, Found] = {}
     missing = []
     for text, root, node in zip(roots, parsed, resolved, strict=True):
         if node is None or classes[node] is None:
@@ -200,7 +220,7 @@ async def _variables(
         top = level(legible(str((names[node] or {}).get("name") or "")))
         prefix = f"{top}/" if len(roots) > 1 else ""
         if classes[node] == _VARIABLE and node not in found:
-            found[node] = _Found(node, top, top)
+            found[node] = Found(node, top, top)
         if root.depth:
             await _descend(space, facts, node, top, prefix, root.depth, excluded, found)
         elif classes[node] == _VARIABLE:
@@ -216,7 +236,7 @@ async def _descend(
     prefix: str,
     depth: int,
     excluded: Any,
-    found: dict[str, _Found],
+    found: dict[str, Found],
 ) -> None:
     """Add the variables below one root to `found`."""
     seen = {root}
@@ -233,7 +253,7 @@ async def _descend(
                 seen.add(ref.node)
                 following.append((ref.node, here))
                 if ref.is_variable and ref.node not in found:
-                    found[ref.node] = _Found(ref.node, f"{top}/{here}", prefix + here)
+                    found[ref.node] = Found(ref.node, f"{top}/{here}", prefix + here)
         if len(seen) > NODES_MAX:
             raise ConfigError(
                 f"more than {NODES_MAX} nodes below {root}; begin further down, or exclude branches",
@@ -244,7 +264,7 @@ async def _descend(
             return
 
 
-def _properties(found: _Found, refs: Sequence[Reference]) -> None:
+def _properties(found: Found, refs: Sequence[Reference]) -> None:
     for ref in refs:
         if ref.is_property and ref.name == "EngineeringUnits":
             found.unit_node = ref.node

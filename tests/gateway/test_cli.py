@@ -292,3 +292,8 @@ def test_only_a_verb_that_shows_something_is_done_when_its_reader_leaves(journal
         call = [sys.executable, "-c", check + "raise SystemExit(m.main(['verify']))"]
         done = subprocess.run(call, cwd=ROOT, stdout=gone, stderr=subprocess.PIPE, check=False)
         assert (done.returncode, done.stderr) == (3, b"")
+
+
+def test_a_message_turns_no_terminal_whatever_is_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "status", "--config", tmp_path / "a\x1b[2J\u202eb.toml")
+    assert code == 2 and "a\\u001B[2J\\u202Eb.toml" in err and "\x1b" not in err and "edgemirror init" in err
