@@ -39,7 +39,7 @@ from gateway.io.trust import application_uri
 from gateway.offer import SECURITIES
 from mirror.errors import ConfigError, MirrorError, Unavailable
 from mirror.io.s3 import together
-from mirror.store import probe
+from mirror.probe import probe
 
 PUBLIC_FILES = ("ca_file", "certificate_file", "cert_file")  # all other files that settings name are secrets
 CERTIFICATE_SUFFIXES = (".der", ".cer", ".crt", ".pem")

@@ -100,14 +100,19 @@ def test_every_event_is_in_the_docs() -> None:
     assert undocumented(sorted(events), page("operations.md")) == []
 
 
+TELLING = ("log", "_on_event", "tell", "_set_aside")  # at once, by a callback, after the commit, a message
+EVENT = re.compile(r"[a-z0-9]+\.[a-z0-9_]+")
+
+
 def told(module: Module) -> set[str]:
-    """Return the names of the events that a module tells: `log(NAME)`, or by a callback `_on_event(NAME)`."""
+    """Return the names of the events that a module tells."""
     return {
         part.value
         for node in ast.walk(module.tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("log", "_on_event") and node.args
-        for part in ast.walk(node.args[0])
-        if isinstance(part, ast.Constant) and isinstance(part.value, str)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in TELLING
+        for argument in node.args
+        for part in ast.walk(argument)
+        if isinstance(part, ast.Constant) and isinstance(part.value, str) and EVENT.fullmatch(part.value)
     }  # fmt: skip
 
 
