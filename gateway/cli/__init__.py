@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 Verb = Callable[[argparse.Namespace], int]
 
-LOOKS = "gateway.cli.look:"  # verbs that only show something: whoever has seen enough may leave, as `head` does
+#: Verbs that only show something: whoever has seen enough may leave, as `head` does.
+LOOKS = ("gateway.cli.look:", "gateway.cli.browse:", "gateway.cli.schema:")
 
 #: Name, module and function, one line of help.
 VERBS: tuple[tuple[str, str, str], ...] = (

@@ -288,6 +288,8 @@ def test_only_a_verb_that_shows_something_is_done_when_its_reader_leaves(journal
             arguments = command(verb, "--journal", journal, *(["--from-start", "-n", "1"] if verb == "tail" else []))
             done = subprocess.run(arguments, cwd=ROOT, stdout=gone, stderr=subprocess.PIPE, check=False)
             assert (done.returncode, done.stderr) == (0, b"")
+        done = subprocess.run(command("schema"), cwd=ROOT, stdout=gone, stderr=subprocess.PIPE, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
         check = "import gateway.cli.verify as v, gateway.__main__ as m; v.verify = lambda o: print(0) or 0; "
         call = [sys.executable, "-c", check + "raise SystemExit(m.main(['verify']))"]
         done = subprocess.run(call, cwd=ROOT, stdout=gone, stderr=subprocess.PIPE, check=False)
