@@ -58,6 +58,7 @@ REPUBLISH_AGAIN_S = (0.2, 1.0, 3.0)  # after any other refusal
 DEADLY_MAX = 3  # connections lost over one message; then it counts as lost
 REFUSED_S = 0.2  # after a refused Publish, where no other request waits at the server
 BAD = 0x80000000
+WATCH_S = 0.5  # between two looks for silence
 SILENCE_FACTOR = 1.5  # of the keep-alive interval; then the subscription is suspected dead
 
 
@@ -476,11 +477,16 @@ class SourceRunner:
                 self._work.put_nowait((stream, _Delete(message.subscription)))
 
     async def _watch(self) -> None:
-        """Suspect a subscription that is silent for longer than its keep-alive allows."""
+        """Suspect a subscription that is silent for longer than its keep-alive allows.
+
+        A gateway that was frozen itself has heard nothing either: that says nothing about the server.
+        """
+        looked = time.monotonic()
         while True:
-            await asyncio.sleep(0.5)
-            if not self._resumed.is_set() or not self._room.is_set():
-                self._heard = dict.fromkeys(self._heard, time.monotonic())
+            await asyncio.sleep(WATCH_S)
+            before, looked = looked, time.monotonic()
+            if looked - before > 2 * WATCH_S or not self._resumed.is_set() or not self._room.is_set():
+                self._heard = dict.fromkeys(self._heard, looked)
                 continue
             for stream, heard in self._heard.items():
                 if stream not in self.streams:
