@@ -26,7 +26,7 @@ from tests.live.subscriber import Heard, Subscriber
 
 NODES = 20
 RATE_HZ = 10.0
-ROUNDS = int(os.environ.get("EDGEMIRROR_TEST_KILLS", "5"))
+ROUNDS = int(os.environ.get("EDGEMIRROR_TEST_KILLS", "3"))
 OUTAGE_S = float(os.environ.get("EDGEMIRROR_TEST_OUTAGE_S", "30"))
 # Bounds for a machine whose two cores are busy; what is usual is printed.
 RESUME_S_MAX = 2.0  # the aim is 0.9
