@@ -73,7 +73,7 @@ def _summary(metrics: Mapping[str, float], messages: int, values: int, left_s: f
 
     return (
         f"{n('samples_total')} samples journaled | {n('backlog_samples')} not pushed yet | "
-        f"{n('sync_segments_total')} segments, {n('sync_bytes_total')} bytes in S3 | "
+        f"{n('sync_segments_total')} segments, {n('sync_bytes_total')} bytes to and from S3 | "
         f"MQTT: {messages:,} messages, {values:,} values | {n('gaps_total')} gaps | {left_s:.0f} s left"
     )
 

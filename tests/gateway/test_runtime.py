@@ -21,6 +21,7 @@ import pytest
 
 from demo.servers import free_ports
 from gateway.__main__ import main
+from gateway.cli import verify
 from gateway.config import Config, parse
 from gateway.io import runtime
 from gateway.io.journal import Journal
@@ -366,7 +367,7 @@ def test_a_verification_that_found_nothing_wrong_is_told_to_the_gateway_beside_i
     tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("gateway.io.survey.LOOK_S", 0.05)
-    monkeypatch.setattr("gateway.cli.verify.open_store", lambda config: bucket)
+    monkeypatch.setattr(verify, "open_store", lambda config: bucket)
     file = tmp_path / "gateway.toml"
     file.write_text(text(tmp_path / "one"))
     with Running(parse(file.read_text())) as one:
