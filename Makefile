@@ -5,12 +5,14 @@
 #   make test [ARGS=...]    lint, types and all tests; ARGS goes to pytest
 #   make bench [ARGS=...]   measure; ARGS goes to `python -m tests.bench`
 #   make lint               ruff and mypy alone
+#   make bundle             dist/edgemirror-*.tar.gz: installs, upgrades and rolls back on a box without internet
+#   make try-bundle         make that and install, run, upgrade and uninstall it in a folder, without network
 #   make clean              remove all that was made here, .tools and .venv included
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint tools clean
+.PHONY: help demo test bench lint tools bundle try-bundle clean
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -35,6 +37,13 @@ lint: .venv/stamp-test
 
 tools: .venv/stamp-test
 	$(PY) -m tests.tools
+
+# The versions that are in .venv: after `make test` those that were tested.
+bundle: | .venv/bin/python
+	@$(PY) deploy/bundle.py
+
+try-bundle: .venv/stamp-test
+	@$(PY) -m tests.deploy.try_bundle
 
 clean:
 	rm -rf .venv .tools .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
