@@ -205,7 +205,7 @@ folders() {
     for folder in "$etc/edgemirror" "$etc/edgemirror/secrets" "$etc/edgemirror/pki" "$etc/edgemirror/pki/trusted"; do
         [ ! -e "$folder" ] || continue
         mkdir -p -m 0750 "$folder"
-        [ "$systemd" = no ] || chown root:$SERVICE "$folder"
+        [ "$systemd" = no ] || chown $SERVICE:$SERVICE "$folder"
     done
     [ "$systemd" = yes ] || return 0
     if [ ! -e "$data" ]; then
@@ -275,17 +275,24 @@ install() {
     files "$version" ''
     point current "$version"
     command_link
-    conf=$etc/edgemirror
+    [ "$systemd" = no ] || systemctl try-restart systemd-journald || true # the log's bounds
     echo "edgemirror $version is installed"
-    echo "next: cp $conf/gateway.toml.example $conf/gateway.toml, and edit it"
+    next_commands
+}
+
+next_commands() {
+    conf=$etc/edgemirror command=$prefix/current/bin/edgemirror where='' as=''
+    [ "$data" = /var/lib/edgemirror ] || where=" --data-dir $data"
+    [ "$systemd" = no ] || as="sudo -u $SERVICE "
+    echo "next: $as$command init opc.tcp://HOST:PORT --out $conf/gateway.toml$where"
+    echo "        (or edit a copy of gateway.toml.example there; secrets go into $conf/secrets)"
+    echo "      $as$command check --online --config $conf/gateway.toml"
     if [ "$systemd" = yes ]; then
-        systemctl try-restart systemd-journald || true # the log's bounds
-        echo "      chgrp $SERVICE $conf/gateway.toml; secrets in $conf/secrets: root:$SERVICE, mode 0640"
         echo "      systemctl enable --now $SERVICE"
     else
-        echo "      $prefix/current/bin/edgemirror run --config $conf/gateway.toml"
+        echo "      $command run --config $conf/gateway.toml"
     fi
-    echo "or, for a box that has died: $prefix/current/bin/edgemirror restore-config BACKUP"
+    echo "or, for a box that has died: $command restore-config BACKUP"
 }
 
 upgrade() {
@@ -391,7 +398,7 @@ uninstall() {
     if [ $purge = yes ]; then
         [ "$systemd" = no ] || rm -rf "$etc/systemd/system/$SERVICE.service.d"
         rm -rf "$etc/edgemirror" "$data"/of-* "$data"/before-*
-        rm -rf "$data"/mirror.db* "$data/lock" "$data/session.key" "$data/signing.pem" "$data/pki"
+        rm -rf "$data"/mirror.db* "$data/lock" "$data/reserve" "$data/session.key" "$data/signing.pem" "$data/pki"
         rmdir "$data" "$prefix/etc" 2>/dev/null || true
         [ "$systemd" = no ] || userdel $SERVICE || true
         echo "configuration, keys and journal are deleted"

@@ -168,10 +168,15 @@ def test_without_systemd_everything_stays_below_the_prefix_from_install_to_purge
 def test_with_systemd_unit_user_and_command_are_there_and_nothing_is_started(bundles: Bundles, box: Box) -> None:
     done = box.install(bundles.make("1.0"))
     assert done.code == 0, done.err
-    assert "systemctl enable --now edgemirror" in done.out
+    command = f"sudo -u edgemirror {box.prefix}/current/bin/edgemirror"
+    assert (
+        f"next: {command} init opc.tcp://HOST:PORT --out {box.etc}/edgemirror/gateway.toml --data-dir {box.data}"
+        in done.out
+    )
+    assert f"{command} check --online" in done.out and "systemctl enable --now edgemirror" in done.out
     asked = box.asked
     assert [line for line in asked if line.startswith("useradd --system") and line.endswith(" edgemirror")]
-    assert f"chown root:edgemirror {box.etc}/edgemirror/secrets" in asked
+    assert f"chown edgemirror:edgemirror {box.etc}/edgemirror/secrets" in asked
     assert f"chown edgemirror:edgemirror {box.data}" in asked
     assert "systemctl daemon-reload" in asked and not box.active
     unit = box.unit.read_text()

@@ -26,6 +26,12 @@ ROOT = Path(__file__).parents[2]
 BASE_PYTHON = Path(sys.base_prefix) / "bin"
 NEXT = "99.0"
 FORBIDDEN = {"PIP_NO_INDEX": "1", **dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:1")}
+EVERY_MODULE = """
+import importlib, pkgutil, gateway, mirror
+for package in (gateway, mirror):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+"""
 REACHES = "import socket; socket.create_connection(('192.0.2.1', 9), 3)"
 CONFIG = """
 [group]
@@ -101,6 +107,7 @@ def live(box: Box, first: Path, second: Path) -> None:
     box.run("sh", first / "install.sh", "install", "--prefix", box.prefix, "--no-systemd")
     version = json.loads(box.edgemirror("version", "--json"))
     assert "not installed" not in version.values(), version
+    box.run(box.prefix / "current" / "bin" / "python", "-I", "-c", EVERY_MODULE)
     data = box.prefix / "data"
     config = box.prefix / "etc" / "edgemirror" / "gateway.toml"
     config.write_text(CONFIG.format(data=data))
