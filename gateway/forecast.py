@@ -22,7 +22,7 @@ MONTH_DAYS = 30
 GB, GIB = 1e9, float(1 << 30)
 #: Rows in a chunk or segment -> bytes for one change; measured, see docs/performance.md.
 CHUNK_BYTES = ((10, 14.7), (100, 10.8), (1_000, 8.1), (10_000, 7.1), (100_000, 7.1))
-SEGMENT_BYTES = ((10, 441.0), (100, 62.8), (1_000, 16.6), (10_000, 11.6), (100_000, 9.03))
+SEGMENT_BYTES = ((10, 457.0), (100, 64.4), (1_000, 16.8), (10_000, 11.6), (100_000, 9.04))
 WIRE_BYTES = 40  # of one change in a notification: a number with status, both times and picoseconds
 CPU_US = 2.6  # of one processor for one change with push and MQTT on, mixed signals
 MESSAGE_BYTES_MAX = 64 << 20  # as gateway.io.opcua refuses longer ones
