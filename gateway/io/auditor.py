@@ -172,9 +172,9 @@ class Auditor:
         start = min([*known, position.covered]) if len(known) == len(handles) else position.start
         end = max(position.covered, start + 1)
         identities = [journal.tags.identities[h] for h in handles]
-        journal.open_gap(
-            Gap.opened(stream, position.timeline, start, Reason.MISMATCH, end=end, tags=identities, found=end)
-        )
+        gap = Gap.opened(stream, position.timeline, start, Reason.MISMATCH, end=end, tags=identities, found=end)
+        journal.open_gap(gap)
+        self._ingest.note_before(stream, gap)
 
     def _refused(self, refused: Refused) -> None:
         self.counts.refused += 1

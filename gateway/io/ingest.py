@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -40,8 +40,9 @@ from gateway.io.journal import Journal
 from gateway.io.log import log
 from gateway.io.outcome import Counters, Durable, Transaction
 from gateway.sampler import Effect, Event, Position, Sampler, Subscribed
+from gateway.window import newest
 from mirror.batch import AHEAD, NO_VALUE, SERVER_NULL, SOURCE_NULL, Batch, concat, take
-from mirror.coverage import Reason
+from mirror.coverage import Gap, Reason
 from mirror.errors import Corrupt, MirrorError, Unavailable
 from mirror.ticks import from_unix_s
 
@@ -50,6 +51,7 @@ GATHER_MAX = 256  # arrivals in one transaction
 GATHER_BYTES_MAX = 8 << 20
 RETRY_S = 0.5
 DECLARE_S = 5.0  # a stall of this length gets its gap rows: no server gives up a subscription any sooner
+GAPS_KEPT = 16  # of which it is remembered what was known before
 QUARANTINE_MAX = 100  # bodies kept that could not be decoded; later ones are only counted
 
 
@@ -77,6 +79,13 @@ class _Call:
     work: Callable[[Journal], Any]
     answer: Future[Any]
     size_bytes: int = 0
+
+
+class Before(NamedTuple):
+    """The newest time that was known of each tag of a stream before a gap; 0 where there was none."""
+
+    handles: NDArray[np.uint32]
+    ticks: NDArray[np.int64]
 
 
 class _CallFailed(Exception):
@@ -136,6 +145,7 @@ class Ingest:
         self._owners: dict[str, str] = {}
         self._monitored: dict[str, NDArray[np.bool_]] = {}  # by stream: the handles that its server may write
         self._waiting: dict[str, Batch] = {}  # rows that are stored in front of the stream's next ones
+        self.before: dict[str, Before] = {}  # by gap, for the newest ones
         self._opened: dict[str, str] = {}  # by stream: the gap opened last, which may be opened again longer
         self._inbox: queue.SimpleQueue[_Arrival | _Call | None] = queue.SimpleQueue()
         self._taken: list[_Arrival | _Call] = []  # out of the inbox and not durable yet
@@ -512,6 +522,22 @@ class Ingest:
             self.journal.set_fact(f"quarantine/{item.stream}/{message.sequence}", message.body)
         done.tell(event, stream=item.stream, sequence=message.sequence, error=error)
 
+    def note_before(self, stream: str, gap: Gap, later: Iterable[Batch] = ()) -> None:
+        """Keep what was known before a gap: it tells where in source time history has to begin.
+
+        Call it in this thread, when the gap is opened.
+
+        Args:
+            stream: Stream id.
+            gap: The gap.
+            later: Rows from before it that the same transaction stores.
+        """
+        if gap.id not in self.before:
+            handles = np.flatnonzero(self._monitored[stream]).astype(np.uint32)
+            self.before[gap.id] = Before(handles, newest(self.journal.state, later, handles))
+            for old in list(self.before)[:-GAPS_KEPT]:
+                self.before.pop(old, None)
+
     def _carry_out(self, stream: str, effect: Effect, done: Transaction) -> None:
         journal, durable = self.journal, done.durable
         match effect:
@@ -522,6 +548,7 @@ class Ingest:
                 if len(batch):
                     journal.append(stream, effect.timeline, effect.pub_from, effect.pub_to, self.replica, batch)
                     durable.batches.append((stream, batch))
+                    done.ends.append(effect.pub_to)
                 done.newest_ticks = max(done.newest_ticks, effect.pub_to)
             case sampler.Extend():
                 journal.extend(effect.coverage)
@@ -529,6 +556,9 @@ class Ingest:
                 journal.set_fact(position_name(stream), msgspec.json.encode(effect.position))
             case sampler.OpenGap(gap):
                 journal.open_gap(gap)
+                stored = zip(durable.batches, done.ends, strict=True)
+                later = [rows for (of, rows), end in stored if of == stream and (gap.end is None or end < gap.end)]
+                self.note_before(stream, gap, later)
                 if done.opened.get(stream, self._opened.get(stream)) != gap.id:
                     done.opened[stream] = gap.id
                     done.counts["gaps_opened"] += 1

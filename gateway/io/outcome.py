@@ -66,6 +66,7 @@ class Transaction:
 
     Attributes:
         durable: What it will let go.
+        ends: Publish time of each of its batches.
         answers: Of callers' work.
         counts: By field of `Counters`.
         overflows: By stream.
@@ -76,6 +77,7 @@ class Transaction:
     """
 
     durable: Durable = field(default_factory=Durable)
+    ends: list[int] = field(default_factory=list)
     answers: list[tuple[Future[Any], Any]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     overflows: Counter[str] = field(default_factory=Counter)

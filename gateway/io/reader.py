@@ -191,6 +191,28 @@ class JournalReader:
             )
             return [ChunkRow._make(row) for row in found]
 
+    def history(self, stream: str, low: int, high: int) -> list[ChunkRow]:
+        """Return a stream's chunks that were read back from a historian and may hold a source time in [low, high]."""
+        with self._read():
+            found = self._db.execute(
+                "SELECT seq, stream, timeline, pub_from, pub_to, origin, n, body"
+                " FROM chunk INDEXED BY chunk_time JOIN lane ON lane.id = chunk.lane"
+                " WHERE t1 >= ? AND t0 <= ? AND stream = ? AND origin LIKE '%/history/%' ORDER BY seq",
+                (low, high, stream),
+            )
+            return [ChunkRow._make(row) for row in found]
+
+    def last_before(self, stream: str, timeline: str, origin: str, time: int) -> int:
+        """Return the number of the last chunk published before a time, 0 if there is none."""
+        with self._read():
+            found: int | None = self._db.execute(
+                "SELECT seq FROM lane CROSS JOIN chunk INDEXED BY chunk_published ON chunk.lane = lane.id"
+                " WHERE stream = ? AND timeline = ? AND origin = ? AND pub_to < ?"
+                " ORDER BY pub_to DESC, seq DESC LIMIT 1",
+                (stream, timeline, origin, time),
+            ).get
+            return found or 0
+
     def newest(self) -> int:
         """Return the newest sequence number, 0 if there is none."""
         with self._read():

@@ -63,6 +63,9 @@ async def test_a_tag_that_the_server_leaves_out_is_declared_and_subscribed_anew_
         await running.until(lambda: world.subscriptions == 2)
         found = [gap for gap in running.gaps() if gap.reason == Reason.MISMATCH]
         assert len(found) == 1
+        known = running.ingest.before.get(found[0].id)  # gone where it is closed already
+        assert known is None or known.ticks[1] > 0, "a historian has to reach what was known of it"
+        assert found[0].closed_by is not None or known is not None
         assert found[0].tags is not None and [t.rpartition("=")[2] for t in found[0].tags] == ["1"]
         turns = running.runner.auditor.counts.turns
         await running.until(lambda: running.runner.auditor.counts.turns >= turns + 2)

@@ -27,18 +27,31 @@ from gateway.io import backfill, ingest, runtime
 from gateway.io import push as pushing
 from gateway.io.journal import Journal
 from gateway.io.reader import JournalReader
+from gateway.plan import Item, Plan
 from gateway.sync import Policy
-from mirror.batch import SOURCE_NULL, Batch, Kind, subtract
-from mirror.coverage import Gap, Reason, Stream
+from gateway.window import Call
+from mirror.batch import SOURCE_NULL, Batch, Kind
+from mirror.coverage import Reason, Stream, StreamSpec
 from mirror.errors import Unavailable
 from mirror.store import ObjectStore
 from tests.gateway.boxes import KEY, LAYOUT
 from tests.gateway.journals import STREAM
-from tests.sim.server import MS, TAGS, Sample, Server
+from tests.mirror.batches import table
+from tests.sim.server import TAGS, Sample, Server
 
 HELD = "held"
-WIDEN = 1_300 * MS
 POLICY = Policy(rows_max=60, bytes_max=1 << 20, interval_min_s=1.0, interval_max_s=8.0, requests_per_day=2_000_000)
+
+
+class SimPlan(Plan):
+    """A plan under the name of the one stream."""
+
+    @property
+    def id(self) -> str:
+        return STREAM
+
+
+PLAN = SimPlan(200.0, tuple(Item(tag, 100.0, 10) for tag in table(TAGS).tags), StreamSpec("urn:x", 200.0, ()))
 
 
 class Violation(AssertionError):
@@ -237,14 +250,14 @@ class Process:
         if not self.gaps:
             return
         _, gap = self.filler._gaps.get_nowait()
-        outcome = sampler.Backfilled(gap, self.server.traits.history, "by what the historian has")
         if not self.server.traits.history:
-            self.ingest.event(STREAM, outcome)
+            self.ingest.event(STREAM, sampler.Backfilled(gap, False, "the server keeps none"))
             return
-        assert gap.end is not None
-        found = self._history(gap, gap.start - WIDEN, gap.end + WIDEN)
-        new = subtract(found, self.filler._held(STREAM, gap, WIDEN))
-        self.filling = (outcome, self.ingest.call(partial(self.filler._store, STREAM, outcome, new)))
+        asked = self.filler.question(PLAN, gap)
+        batches = [asked.take(self._history(call)) for call in asked.calls(asked.asked.tolist())]
+        outcome = backfill.verdict(gap, asked, sum(map(len, batches)), without=0, failed=0, is_all=True)
+        new = self.filler.new(STREAM, gap, asked, batches)
+        self.filling = (outcome, self.filler.store(STREAM, outcome, new))
 
     @property
     def gaps(self) -> int:
@@ -257,12 +270,13 @@ class Process:
         for gap in self.filler._open_gaps(STREAM):
             self.filler.add(STREAM, gap)
 
-    def _history(self, gap: Gap, start: int, end: int) -> Batch:
-        names = self.journal.tags.identities
-        found = [
-            s for s in self.server.samples if start < s.source <= end and (gap.tags is None or names[s.tag] in gap.tags)
-        ]
-        return rows_of(found, stamps=self.server.traits.stamps)
+    def _history(self, call: Call) -> Batch:
+        """Return what the historian has of some tags between two times, the server's where there are no others."""
+        traits, found = self.server.traits, []
+        for tag in call.handles:
+            kept = [s for s in self.server.samples if s.tag == tag][-traits.remembers :]
+            found += [s for s in kept if call.start <= (s.source if traits.stamps else s.server) <= call.end]
+        return rows_of(found, stamps=traits.stamps)
 
     def _wait(self, work: Callable[[Journal], Any]) -> None:
         """Run work in the next transaction and wait for it, as the source does before it goes on."""
@@ -281,7 +295,7 @@ def rows_of(samples: list[Sample], *, stamps: bool) -> Batch:
     batch.handle[:] = [s.tag for s in samples]
     batch.source_ticks[:] = [s.source if stamps else 0 for s in samples]
     batch.flags[:] = 0 if stamps else SOURCE_NULL
-    batch.server_ticks[:] = [s.source + 7 for s in samples]
+    batch.server_ticks[:] = [s.server for s in samples]
     batch.kind[:] = Kind.DOUBLE
     batch.bits[:] = np.array([float(s.number) for s in samples], np.float64).view(np.uint64)
     return batch

@@ -14,14 +14,16 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from gateway import sampler
-from gateway.io import ingest, push
+from gateway.io import backfill, ingest, push
 from gateway.io.outcome import Transaction
 from gateway.io.sealing import Builder, Payload
 from gateway.sampler import Delivered, Effect, Sampler, Subscribed
-from mirror.coverage import Closure, Coverage, Reason
+from gateway.window import Question
+from mirror.coverage import Closure, Coverage, Gap, Reason
 from mirror.header import Header
 from mirror.prefix import Prefix
 from tests.sim.gateway import Parts, SimJournal, Violation
+from tests.sim.server import ALL
 from tests.sim.world import World
 
 
@@ -170,6 +172,23 @@ class SplitCommit(ingest.Ingest):
             super()._carry_out(stream, effect, done)
 
 
+class ByPublishTime(Question):
+    """Takes the gap's publish times for source times, and an answer for all that there is."""
+
+    unproved = 0  # type: ignore[assignment]
+
+    def __init__(self, gap: Gap, widen: int, *tags: Any) -> None:
+        super().__init__(gap, widen, *tags)
+        assert gap.end is not None
+        self._start[:], self._end[:] = gap.start - widen, gap.end + widen
+
+
+class Believed(Question):
+    """Believes that a historian has all that it does not refuse to tell."""
+
+    unproved = 0  # type: ignore[assignment]
+
+
 class OwnMarks(Builder):
     """Remembers by itself what it has built, and takes that for pushed."""
 
@@ -189,6 +208,12 @@ def _sampler(kind: type[Sampler]) -> Iterator[Parts]:
 @contextmanager
 def _builder(kind: type[Builder]) -> Iterator[Parts]:
     with patch.object(push, "Builder", kind):
+        yield Parts()
+
+
+@contextmanager
+def _question(kind: type[Question]) -> Iterator[Parts]:
+    with patch.object(backfill, "Question", kind):
         yield Parts()
 
 
@@ -219,6 +244,10 @@ MUTANTS: dict[str, Mutant] = {
     "resume with the wrong position": Mutant(lambda: _sampler(WrongPosition), "I9", {"resume": "session"}),
     "late message thrown away": Mutant(lambda: _sampler(DropLate), "I1", {"requests": 4, "lists": True}),
     "number used anew thrown away": Mutant(lambda: _sampler(RepeatsOnly), "I9", {"danger": 1.0, "axis": "publish"}),
+    "history asked by publish time": Mutant(
+        lambda: _question(ByPublishTime), "I1", {"history": True, "behind": 3_000_000_000, "remembers": ALL}
+    ),
+    "history believed": Mutant(lambda: _question(Believed), "I1", {"history": True, "remembers": 5, "resolution": 1}),
     "coverage before its chunk is durable": Mutant(lambda: _parts(journal=LateChunks), "I1"),
     "position in another transaction": Mutant(lambda: _parts(ingest=SplitCommit), "I1", {"danger": 1.0}),
     "promise not derived from the chain": Mutant(lambda: _builder(OwnMarks), "I1", {"flaky": 0.3, "danger": 1.0}),

@@ -20,6 +20,7 @@ from tests.gateway.publish_bytes import data_change, double, header, item, notif
 MS = 10_000
 START = 133_800_000_000_000_000
 TAGS = 3
+ALL = 1_000  # samples of a tag that a historian keeps: as many as there ever are
 OVERFLOWED = 0x0480
 
 
@@ -29,7 +30,7 @@ class Sample:
 
     Attributes:
         number: Its value.
-        source: Its source time stamp.
+        source, server: Its time stamps, by the source's clock and by the server's.
         order: When it was taken or first could be published, among all that ever happened at the server.
         started: The server's start at that time.
         due: Publish time at which it was or would have been published; None while that is open.
@@ -43,6 +44,7 @@ class Sample:
     number: int
     tag: int
     source: int
+    server: int
     order: int
     started: int
     due: int | None = None
@@ -64,6 +66,7 @@ class Sent:
     items: bytes
     broken: bool = False
     first: bool = False
+    is_anew: bool = False  # its number had been used before
 
 
 @dataclass
@@ -84,25 +87,30 @@ class Traits:
     stamps: bool  # whether its samples have a source time
     resume: str  # session | transfer | none: how a subscription may be taken up again
     history: bool
+    remembers: int  # of each tag, samples that its historian keeps
     queue_size: int
     keeps: int
     resolution: int
     items_max: int
     lists: bool  # whether it tells which messages are available
+    behind: int  # ticks by which the sources' clock is behind its own
 
     @staticmethod
     def of(r: random.Random) -> Traits:
         """Draw a kind of server."""
+        resolution = r.choice((1, 1, MS, 15 * MS))
         return Traits(
             axis=r.choice(("publish", "publish", "publish", "response", "response", "none")),
             stamps=r.random() < 0.8,
             resume=r.choice(("session", "session", "transfer", "none")),
             history=r.random() < 0.4,
+            remembers=r.choice((ALL, ALL, 5)) if resolution == 1 else ALL,
             queue_size=r.choice((1, 2, 3, 10, 100)),
             keeps=r.choice((1, 3, 6, 20)),
-            resolution=r.choice((1, 1, MS, 15 * MS)),
+            resolution=resolution,
             items_max=r.choice((1, 2, 5, 100)),
             lists=r.random() < 0.8,
+            behind=r.choice((0, 0, 0, 2_000 * MS, 300_000 * MS, -20_000 * MS)),
         )
 
 
@@ -134,7 +142,9 @@ class Server:
 
     def sample(self, tag: int) -> Sample:
         """Take a sample of a tag and put it into the subscription's queue."""
-        made = Sample(len(self.samples) + 1, tag, self.clock(), self.happened(), self.started)
+        self.true += self.traits.remembers < ALL  # a short memory could not tell which of two of one time it has lost
+        now = self.clock()
+        made = Sample(len(self.samples) + 1, tag, now - self.traits.behind, now, self.happened(), self.started)
         self.samples.append(made)
         if self.subscription is None:
             made.alone, made.due = True, self.clock()
@@ -207,13 +217,13 @@ class Server:
                 samples.append(queue.popleft())
         items = [
             item(
-                s.tag, double(float(s.number)), source=s.source if self.traits.stamps else None, server=s.source + 7,
+                s.tag, double(float(s.number)), source=s.source if self.traits.stamps else None, server=s.server,
                 status=OVERFLOWED if s.overflow else None,
             )
             for s in samples
         ]  # fmt: skip
         data = data_change(items, count=len(items) + 90 if break_it else None)
-        made = Sent(sub.sequence, ticks, self.happened(), tuple(samples), data, break_it, not sub.begun)
+        made = Sent(sub.sequence, ticks, self.happened(), tuple(samples), data, break_it, not sub.begun, sub.is_anew)
         sub.begun = True
         sub.kept[made.sequence] = made
         for s in samples:
