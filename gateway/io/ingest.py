@@ -50,6 +50,7 @@ GATHER_MAX = 256  # arrivals in one transaction
 GATHER_BYTES_MAX = 8 << 20
 RETRY_S = 0.5
 DECLARE_S = 5.0  # a stall of this length gets its gap rows: no server gives up a subscription any sooner
+_NO_ROWS = Batch.zeros(0)
 QUARANTINE_MAX = 100  # bodies kept that could not be decoded; later ones are only counted
 
 
@@ -185,7 +186,9 @@ class Ingest:
         self._put(_Arrival(stream, event, None, False, 0))
 
     def refused(self, stream: str, statuses: dict[int, int], server_ticks: int) -> None:
-        """Note that the server monitors some tags not at all; their rows go with the stream's next message.
+        """Note that the server monitors some tags not at all.
+
+        Their rows are stored at once, or, where the stream has no time yet, with its first message or keep-alive.
 
         Args:
             stream: Stream id.
@@ -440,6 +443,7 @@ class Ingest:
             return
         if item.rows is not None:
             self._wait(item.stream, item.rows)
+            self._store_waiting(machine, done)
         elif item.message is None:
             assert item.event is not None
             self._step(machine, item.event, done)
@@ -450,6 +454,7 @@ class Ingest:
                 event = self._delivered(item, item.message, done)
                 if event is not None:
                     self._step(machine, event, done)
+                    self._store_waiting(machine, done)
             except (MirrorError, MemoryError):
                 raise  # the file's and the machine's errors are not the message's
             except Exception as error:
@@ -461,8 +466,15 @@ class Ingest:
         done.events.update(machine.counts)
         machine.counts.clear()
 
+    def _store_waiting(self, machine: Sampler, done: Transaction) -> None:
+        """Store the rows that wait, if no message has taken them along and there is a time for them."""
+        waiting = self._waiting.get(machine.stream)
+        if waiting is not None and done.durable.waited.get(machine.stream) is not waiting:
+            done.durable.waited.pop(machine.stream, None)  # earlier ones are stored: these are newer
+            self._step(machine, sampler.Noted(_NO_ROWS), done)
+
     def _wait(self, stream: str, rows: Batch) -> None:
-        """Keep rows for the stream's next message; later ones of a tag replace earlier ones."""
+        """Keep rows until they can be stored; later ones of a tag replace earlier ones."""
         waiting = self._waiting.get(stream)
         if waiting is not None:
             earlier = np.flatnonzero(~np.isin(waiting.handle, rows.handle)).astype(np.int64)

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from gateway import sampler
-from gateway.sampler import WRAP, Delivered, NotAvailable, Progress, Stalled, Subscribed
+from gateway.sampler import WRAP, Delivered, NotAvailable, Noted, Progress, Stalled, Stopped, Subscribed
 from mirror.coverage import Axis, Closure, Grade, IntervalSet, Reason
 from tests.gateway.ledgers import MS, START, Ledger, alive, fresh, live, message, subscribed
 
@@ -565,3 +565,24 @@ def test_every_progress_names_only_messages_that_are_stored() -> None:
     for effect in ledger(message(5, 500)):
         assert not isinstance(effect, Progress)
     assert ledger.machine.position is not None and ledger.machine.position.sequence == 3
+
+
+def test_rows_of_no_message_are_stored_behind_everything_and_claimed_with_what_follows() -> None:
+    ledger = subscribed(fresh())
+    assert ledger(Noted("rows")) == [], "there is no time yet to store them under"
+    ledger(message(1, 100))
+    before = ledger.stored[-1]
+    ledger(Noted("rows"))
+    noted = ledger.stored[-1]
+    assert (noted.ref, noted.pub_from, noted.pub_to) == ("rows", before.pub_to, before.pub_to + 1)
+    ledger(message(2, 200))
+    assert ledger.stored[-1].pub_from == noted.pub_to and ledger.gaps == {}
+    assert ledger.covered().covers(before.pub_from, START + 200 * MS)
+
+
+def test_what_a_stream_that_has_ended_stored_and_could_not_claim_is_held() -> None:
+    ledger = live(count=2)
+    end = ledger.stored[-1].pub_to
+    ledger(Noted("rows"))
+    ledger(Stopped())
+    assert [(c.start, c.end) for c in ledger.coverage.values() if c.grade == Grade.HELD] == [(end, end + 1)]
