@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.config import Device, Source
+from gateway.server import MonitoredItem
 from mirror.coverage import StreamItem, StreamSpec
 from mirror.tags import Tag, TagTable
 
@@ -107,3 +108,13 @@ def handles(asked: Plan | None, uri: str, known: TagTable) -> list[int]:
         return [handle for handle, tag in enumerate(known.tags) if tag.source == uri]
     found = (known.find(item.tag.identity) for item in asked.items)
     return [handle for handle in found if handle is not None]
+
+
+def monitored_items(asked: Plan, known: TagTable) -> list[MonitoredItem]:
+    """Return what a server is asked to monitor for a stream, all of whose tags are known."""
+    found = []
+    for item in asked.items:
+        handle = known.find(item.tag.identity)
+        assert handle is not None, "every planned tag has been added to the journal"
+        found.append(MonitoredItem(handle, item.tag, item.sampling_ms, item.queue_size))
+    return found

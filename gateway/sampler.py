@@ -40,6 +40,7 @@ from gateway.stream import (
     Event,
     Extend,
     NotAvailable,
+    Noted,
     OpenGap,
     Position,
     Progress,
@@ -55,8 +56,8 @@ from mirror.coverage import Axis, Closure, Coverage, Gap, Grade, Reason, timelin
 
 __all__ = [
     "Acknowledge", "Backfill", "Backfilled", "CloseGap", "Delivered", "Effect", "Event", "Extend", "NotAvailable",
-    "OpenGap", "Position", "Progress", "Republish", "Resumed", "Sampler", "Stalled", "Stopped", "Store", "Subscribed",
-    "after", "distance",
+    "Noted", "OpenGap", "Position", "Progress", "Republish", "Resumed", "Sampler", "Stalled", "Stopped", "Store",
+    "Subscribed", "after", "distance",
 ]  # fmt: skip
 
 WRAP = 0xFFFFFFFF  # sequence numbers run 1..WRAP and start at 1 again; 0 never occurs
@@ -148,7 +149,7 @@ class Sampler:
             return self._backfilled(event)
         if isinstance(event, Stalled):
             return self._stalled()
-        return self._stop()
+        return self._noted(event) if isinstance(event, Noted) else self._stopped()
 
     # Subscriptions
 
@@ -171,6 +172,11 @@ class Sampler:
             return effects + self._live_again()
         self._mode, self._probes, self._asked = _Mode.PROBE, PROBE_MAX, {self.expected}
         return [*effects, Republish(self.subscription, self.expected)]
+
+    def _stopped(self) -> list[Effect]:
+        """Nothing will come any more that could claim what is stored: it is held."""
+        effects, here = self._stop(), self.position
+        return effects if here is None else effects + self._hold(here.timeline, here.covered, here.cursor)
 
     def _stop(self) -> list[Effect]:
         """Give up everything that is still missing, so that what is held gets stored."""
@@ -265,13 +271,22 @@ class Sampler:
             self._count("late")
             self._given_up.remove(event.sequence)
             self._remember(event)
-            self.position = replace(here, cursor=here.cursor + 1)
-            store = Store(event.ref, event.sequence, here.timeline, here.cursor, here.cursor + 1)
-            return [store, acknowledge, Progress(self.position)]
+            store, progress = self._append(here, event.ref, event.sequence)
+            return [store, acknowledge, progress]
         if self._is_repeat(event):
             self._count("repeated")
             return [acknowledge]
         return self._renumbered(event)
+
+    def _noted(self, event: Noted) -> list[Effect]:
+        """Store rows of no message, if there is a time yet to store them under; one before a break will do."""
+        here = self.position
+        return self._append(here, event.ref, 0) if here is not None else []
+
+    def _append(self, here: Position, ref: object, sequence: int) -> list[Effect]:
+        """Store rows right behind everything that is there."""
+        self.position = replace(here, cursor=here.cursor + 1)
+        return [Store(ref, sequence, here.timeline, here.cursor, here.cursor + 1), Progress(self.position)]
 
     def _is_repeat(self, event: Delivered) -> bool:
         """Whether the server sends a message once more, as far as its time can tell.

@@ -30,6 +30,9 @@ class Refused(Unavailable):
         super().__init__(f"{what}: {self.name}")
 
 
+#: Names of statuses that say that a subscription is not there.
+NO_SUBSCRIPTION = ("BadNoSubscription", "BadSubscriptionIdInvalid")
+
 #: Parts of product names, in lower case, of servers that overwrite without a word: asyncua's.
 NO_OVERFLOW_BIT = ("freeopcua", "asyncua", "opcua-asyncio")
 

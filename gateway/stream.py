@@ -99,6 +99,13 @@ class NotAvailable:
 
 
 @dataclass(frozen=True, slots=True)
+class Noted:
+    """Rows that no message carried, such as those of tags that the server will not monitor."""
+
+    ref: object
+
+
+@dataclass(frozen=True, slots=True)
 class Stopped:
     """The subscription is gone for good; what is held will not be completed."""
 
@@ -117,7 +124,7 @@ class Backfilled:
     why: str = ""
 
 
-Event = Subscribed | Delivered | NotAvailable | Stopped | Stalled | Backfilled
+Event = Subscribed | Delivered | NotAvailable | Noted | Stopped | Stalled | Backfilled
 
 
 # Effects, in the order in which they have to be carried out, all in one transaction
@@ -125,7 +132,7 @@ Event = Subscribed | Delivered | NotAvailable | Stopped | Stalled | Backfilled
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Append the message's rows as a chunk with the interval (pub_from, pub_to]."""
+    """Append the message's rows as a chunk with the interval (pub_from, pub_to]; number 0: no message's."""
 
     ref: object
     sequence: int

@@ -10,11 +10,12 @@ What this module does not do: open the database (`gateway.io.journal`).
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from pathlib import Path
 
-from mirror.errors import ConfigError
+from mirror.errors import ConfigError, Unavailable
 
 KEY_FILE = "session.key"
 KEY_BYTES = 32
@@ -57,25 +58,41 @@ def key(directory: Path, *, make: bool) -> bytes:
         make: Make a key if there is none; otherwise FileNotFoundError.
 
     Raises:
-        ConfigError: Others can read it, or it is not a key.
+        ConfigError: Others can read it, it is not a key, or it cannot be made.
+        Unavailable: There is no room for it now.
     """
     file = directory / KEY_FILE
-    if make and (not file.exists() or not file.stat().st_size):  # an empty one is what a kill once left
-        part = directory / "session.key.part"
-        part.unlink(missing_ok=True)
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    if not file.exists() or not file.stat().st_size:  # an empty one is what a kill once left
+        if not make:
+            raise FileNotFoundError(file)
         try:
-            os.write(handle, os.urandom(KEY_BYTES))
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        part.replace(file)
+            _make(file)
+        except OSError as error:
+            what = f"{file} cannot be made: {error.strerror}"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise Unavailable(what, hint=f"df -h {directory}") from error
+            raise ConfigError(what, hint=f"ls -ld {directory}") from error
     if file.stat().st_mode & 0o077:
         raise ConfigError(f"{file} can be read by others than its owner", hint=f"chmod 600 {file}")
     found = file.read_bytes()
     if len(found) != KEY_BYTES:
         raise ConfigError(f"{file} holds {len(found)} bytes, not {KEY_BYTES}", hint=f"rm {file}")
     return found
+
+
+def _make(file: Path) -> None:
+    """Make a key; it appears whole or not at all."""
+    part = file.with_name(file.name + ".part")
+    part.unlink(missing_ok=True)
+    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        written = os.write(handle, os.urandom(KEY_BYTES))
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    if written < KEY_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    part.replace(file)
 
 
 def keep_reserve(directory: Path) -> None:

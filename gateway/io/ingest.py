@@ -25,9 +25,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from gateway import sampler
 from gateway.decode import Message, decode, handle_mask
 from gateway.io import datadir
+from gateway.io.arrivals import Arrival, Before, Call, CallFailed, MessageFailed
 from gateway.io.journal import Journal
 from gateway.io.log import log
 from gateway.io.outcome import Counters, Durable, Transaction
@@ -52,56 +53,8 @@ GATHER_BYTES_MAX = 8 << 20
 RETRY_S = 0.5
 DECLARE_S = 5.0  # a stall of this length gets its gap rows: no server gives up a subscription any sooner
 GAPS_KEPT = 16  # of which it is remembered what was known before
+_NO_ROWS = Batch.zeros(0)
 QUARANTINE_MAX = 100  # bodies kept that could not be decoded; later ones are only counted
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrival:
-    """What came of a stream: a message, something else that happened, or rows that wait for the next message.
-
-    Attributes:
-        failures: Errors of this program that the message has provoked.
-        error: The last of them.
-    """
-
-    stream: str
-    event: Event | None
-    message: Message | None
-    republished: bool
-    size_bytes: int
-    rows: Batch | None = None
-    failures: int = 0
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    work: Callable[[Journal], Any]
-    answer: Future[Any]
-    size_bytes: int = 0
-
-
-class Before(NamedTuple):
-    """The newest time that was known of each tag of a stream before a gap; 0 where there was none."""
-
-    handles: NDArray[np.uint32]
-    ticks: NDArray[np.int64]
-
-
-class _CallFailed(Exception):
-    """A caller's work failed by itself; nothing of it may stay."""
-
-    def __init__(self, call: _Call, error: Exception) -> None:
-        super().__init__(call, error)
-        self.call, self.error = call, error
-
-
-class _MessageFailed(Exception):
-    """A message provoked an error of this program; nothing of it may stay."""
-
-    def __init__(self, arrival: _Arrival, error: Exception) -> None:
-        super().__init__(arrival, error)
-        self.arrival, self.error = arrival, error
 
 
 def position_name(stream: str) -> str:
@@ -147,8 +100,8 @@ class Ingest:
         self._waiting: dict[str, Batch] = {}  # rows that are stored in front of the stream's next ones
         self.before: dict[str, Before] = {}  # by gap, for the newest ones
         self._opened: dict[str, str] = {}  # by stream: the gap opened last, which may be opened again longer
-        self._inbox: queue.SimpleQueue[_Arrival | _Call | None] = queue.SimpleQueue()
-        self._taken: list[_Arrival | _Call] = []  # out of the inbox and not durable yet
+        self._inbox: queue.SimpleQueue[Arrival | Call | None] = queue.SimpleQueue()
+        self._taken: list[Arrival | Call] = []  # out of the inbox and not durable yet
         self._bytes = 0
         self._outstayed: set[str] = set()  # streams of which nothing has come since the disk refused for long
         self._lock = threading.Lock()  # for `_samplers`, `_bytes` and `_outstayed`
@@ -186,16 +139,18 @@ class Ingest:
         if self._outstayed and self.stalled_since is None:
             with self._lock:
                 self._outstayed.discard(stream)
-        self._put(_Arrival(stream, None, message, republished, len(message.body)))
+        self._put(Arrival(stream, None, message, republished, len(message.body)))
 
     def event(self, stream: str, event: Event) -> None:
         """Hand over what else happened to a stream."""
         if isinstance(event, Subscribed) and stream in self._outstayed:
             event = replace(event, reason=Reason.DISK_FULL)  # whatever broke it: nobody could listen
-        self._put(_Arrival(stream, event, None, False, 0))
+        self._put(Arrival(stream, event, None, False, 0))
 
     def refused(self, stream: str, statuses: dict[int, int], server_ticks: int) -> None:
-        """Note that the server monitors some tags not at all; their rows go with the stream's next message.
+        """Note that the server monitors some tags not at all.
+
+        Their rows are stored at once, or, where the stream has no time yet, with its first message or keep-alive.
 
         Args:
             stream: Stream id.
@@ -207,14 +162,14 @@ class Ingest:
         rows.status[:] = list(statuses.values())
         rows.server_ticks[:] = server_ticks
         rows.flags[:] = NO_VALUE | SOURCE_NULL | (0 if server_ticks else SERVER_NULL)
-        self._put(_Arrival(stream, None, None, False, 0, rows))
+        self._put(Arrival(stream, None, None, False, 0, rows))
 
     def call(self, work: Callable[[Journal], Any]) -> Future[Any]:
         """Run `work` inside the next transaction; the answer comes when that is durable.
 
         `work` may run more than once, when a transaction is rolled back and tried again.
         """
-        call = _Call(work, Future())
+        call = Call(work, Future())
         call.answer.set_running_or_notify_cancel()  # who stops waiting does not stop the work, nor this thread
         self._put(call)
         if self._ended.is_set():
@@ -247,7 +202,7 @@ class Ingest:
         """Return a stream's machine, to be looked at only."""
         return self._samplers.get(stream)
 
-    def _put(self, item: _Arrival | _Call) -> None:
+    def _put(self, item: Arrival | Call) -> None:
         if item.size_bytes:
             with self._lock:
                 self._bytes += item.size_bytes
@@ -300,7 +255,7 @@ class Ingest:
             with contextlib.suppress(Unavailable), self.journal.transaction():
                 self.journal.flush_state()
 
-    def _gather(self, wait_s: float) -> list[_Arrival | _Call]:
+    def _gather(self, wait_s: float) -> list[Arrival | Call]:
         """Take what has arrived; wait so that commits are at least `commit_s` apart."""
         try:
             item = self._inbox.get(timeout=wait_s) if wait_s else self._inbox.get_nowait()
@@ -320,7 +275,7 @@ class Ingest:
                 size += item.size_bytes
         return items
 
-    def _commit(self, items: list[_Arrival | _Call]) -> bool:
+    def _commit(self, items: list[Arrival | Call]) -> bool:
         """Carry items out in one transaction; tell whether the disk took it, else all is as it was before.
 
         What fails by itself is taken out of `items` or set aside, and the others are carried out without it.
@@ -331,16 +286,16 @@ class Ingest:
             try:
                 with self.journal.transaction():
                     for item in items:
-                        if isinstance(item, _Call):
+                        if isinstance(item, Call):
                             done.answers.append((item.answer, self._answer(item)))
                         else:
                             self._arrived(item, done)
                     began = self._clock()
-            except _CallFailed as failed:
+            except CallFailed as failed:
                 _restore(before)
                 failed.call.answer.set_exception(failed.error)
                 items[:] = [item for item in items if item is not failed.call]
-            except _MessageFailed as failed:
+            except MessageFailed as failed:
                 _restore(before)
                 arrival = failed.arrival
                 again = replace(arrival, failures=arrival.failures + 1, error=repr(failed.error))
@@ -372,7 +327,7 @@ class Ingest:
         self._opened |= done.opened
         self._on_durable(done.durable)
 
-    def _committed(self, items: list[_Arrival | _Call], took_s: float) -> None:
+    def _committed(self, items: list[Arrival | Call], took_s: float) -> None:
         counters = self.counters
         self._last_commit = self._clock()
         counters.commits += 1
@@ -423,7 +378,7 @@ class Ingest:
     def _give_up(self) -> None:
         """Leave what was taken and not stored: nothing of it was acknowledged, so the server still has it."""
         for item in self._taken:
-            if isinstance(item, _Call) and not item.answer.done():
+            if isinstance(item, Call) and not item.answer.done():
                 item.answer.set_exception(Unavailable("the disk refuses, and the gateway ends"))
         self._taken = []
 
@@ -432,24 +387,25 @@ class Ingest:
         with contextlib.suppress(queue.Empty):
             while True:
                 item = self._inbox.get_nowait()
-                if isinstance(item, _Call):
+                if isinstance(item, Call):
                     item.answer.set_exception(Unavailable("the journal is closed"))
 
-    def _answer(self, call: _Call) -> Any:
+    def _answer(self, call: Call) -> Any:
         """Run a caller's work; an error of its own undoes the transaction, which is tried again without it."""
         try:
             return call.work(self.journal)
         except (Unavailable, AssertionError):
             raise
         except Exception as error:
-            raise _CallFailed(call, error) from error
+            raise CallFailed(call, error) from error
 
-    def _arrived(self, item: _Arrival, done: Transaction) -> None:
+    def _arrived(self, item: Arrival, done: Transaction) -> None:
         machine = self._samplers.get(item.stream)
         if machine is None:
             return
         if item.rows is not None:
             self._wait(item.stream, item.rows)
+            self._store_waiting(machine, done)
         elif item.message is None:
             assert item.event is not None
             self._step(machine, item.event, done)
@@ -460,10 +416,11 @@ class Ingest:
                 event = self._delivered(item, item.message, done)
                 if event is not None:
                     self._step(machine, event, done)
+                    self._store_waiting(machine, done)
             except (MirrorError, MemoryError):
                 raise  # the file's and the machine's errors are not the message's
             except Exception as error:
-                raise _MessageFailed(item, error) from error
+                raise MessageFailed(item, error) from error
 
     def _step(self, machine: Sampler, event: Event, done: Transaction) -> None:
         for effect in machine.step(event):
@@ -471,15 +428,22 @@ class Ingest:
         done.events.update(machine.counts)
         machine.counts.clear()
 
+    def _store_waiting(self, machine: Sampler, done: Transaction) -> None:
+        """Store the rows that wait, if no message has taken them along and there is a time for them."""
+        waiting = self._waiting.get(machine.stream)
+        if waiting is not None and done.durable.waited.get(machine.stream) is not waiting:
+            done.durable.waited.pop(machine.stream, None)  # earlier ones are stored: these are newer
+            self._step(machine, sampler.Noted(_NO_ROWS), done)
+
     def _wait(self, stream: str, rows: Batch) -> None:
-        """Keep rows for the stream's next message; later ones of a tag replace earlier ones."""
+        """Keep rows until they can be stored; later ones of a tag replace earlier ones."""
         waiting = self._waiting.get(stream)
         if waiting is not None:
             earlier = np.flatnonzero(~np.isin(waiting.handle, rows.handle)).astype(np.int64)
             rows = concat([take(waiting, earlier), rows])
         self._waiting[stream] = rows
 
-    def _delivered(self, item: _Arrival, message: Message, done: Transaction) -> Event | None:
+    def _delivered(self, item: Arrival, message: Message, done: Transaction) -> Event | None:
         """Return the event that the sampler takes of a message; what cannot be decoded is set aside."""
         if message.keepalive:
             if item.failures:
@@ -505,7 +469,7 @@ class Ingest:
             available=None if item.republished else message.available,
         )  # fmt: skip
 
-    def _decoded(self, item: _Arrival, message: Message, done: Transaction) -> tuple[Batch, tuple[int, ...]]:
+    def _decoded(self, item: Arrival, message: Message, done: Transaction) -> tuple[Batch, tuple[int, ...]]:
         """Return a message's rows, and the handles whose queue ran over at the server."""
         decoded = decode(message, handle_limit=len(self.journal.tags), monitored=self._monitored[item.stream])
         done.counts["refused"] += decoded.refused
@@ -515,7 +479,7 @@ class Ingest:
             done.overflows[item.stream] += len(decoded.overflow)
         return _flag_ahead(decoded.batch), tuple(decoded.overflow.tolist())
 
-    def _set_aside(self, item: _Arrival, message: Message, event: str, error: str, done: Transaction) -> None:
+    def _set_aside(self, item: Arrival, message: Message, event: str, error: str, done: Transaction) -> None:
         """Keep the body of a message whose rows cannot be stored, and tell it."""
         done.counts["undecodable"] += 1
         if self.counters.undecodable + done.counts["undecodable"] <= QUARANTINE_MAX:

@@ -70,10 +70,12 @@ class Models:
         known = await self.recall()
         if known is not None and known.uri == facts.uri:
             return known, True
-        return await self.browse(connection, facts, roots(self._config)), False
+        model = await self.browse(connection, facts, roots(self._config))
+        await self.keep(connection, model)
+        return model, False
 
     async def browse(self, connection: Connection, facts: ServerFacts, roots: str) -> Model:
-        """Browse, and keep what was found.
+        """Return what the server has now.
 
         Raises:
             ConfigError: There is nothing to mirror.
@@ -87,18 +89,20 @@ class Models:
             taken |= {tag.identity for tag in tags}
         if not any(found.values()):
             raise ConfigError(f"source {self._config.name!r}: nothing to mirror below its roots")
-        model = Model(roots, facts.uri, found)
+        log("source.browsed", source=self._config.name, tags=sum(len(t) for t in found.values()))
+        return Model(roots, facts.uri, found)
+
+    async def keep(self, connection: Connection, model: Model) -> None:
+        """Keep what was browsed on a connection."""
         structures = await connection.structures()
 
         def keep(journal: Journal) -> None:
-            journal.add_tags([tag for tags in found.values() for tag in tags])
+            journal.add_tags([tag for tags in model.tags.values() for tag in tags])
             journal.set_fact(f"model/{self._config.name}", msgspec.json.encode(model))
-            journal.set_structures(facts.uri, structures)
+            journal.set_structures(model.uri, structures)
 
         await asyncio.wrap_future(self._ingest.call(keep))
         self.known = model
-        log("source.browsed", source=self._config.name, tags=sum(len(t) for t in found.values()))
-        return model
 
     def _tell(self, device: str, missing: list[str], again: list[Tag]) -> None:
         """Tell once which roots are not there, and which tags an earlier device has already."""

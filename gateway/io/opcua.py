@@ -259,7 +259,7 @@ class Connection:
         return await self._ask("Publish", request, 0)
 
     async def republish(self, subscription: int, sequence: int) -> bytes:
-        """Fetch a message again; give it to `gateway.decode.read_republish`.
+        """Fetch a message again; give it to `gateway.decode.read_republish`, which may find it Corrupt.
 
         Some servers answer Good for numbers that they do not have, with an empty message or another one:
         an answer with another number counts as not there.
@@ -271,11 +271,12 @@ class Connection:
         request.Parameters.SubscriptionId = subscription
         request.Parameters.RetransmitSequenceNumber = sequence
         body = await self._ask("Republish", request)
-        message = read_republish(body)
-        if message.service_result & _BAD:
-            raise Refused("Republish", message.service_result)
-        if message.sequence != sequence or not message.notifications:
-            raise Refused("Republish", ua.StatusCodes.BadMessageNotAvailable)
+        with contextlib.suppress(Corrupt):
+            message = read_republish(body)
+            if message.service_result & _BAD:
+                raise Refused("Republish", message.service_result)
+            if message.sequence != sequence or not message.notifications:
+                raise Refused("Republish", ua.StatusCodes.BadMessageNotAvailable)
         return body
 
     async def subscribe(
@@ -301,7 +302,7 @@ class Connection:
         with _reactions("CreateSubscription"):
             made = await self._session().create_subscription(parameters, lambda _result: None)
         try:
-            revised, refused, ticks = await self._monitor(made.SubscriptionId, [MonitoredItem(*i) for i in items])
+            revised, refused, ticks = await self.monitor(made.SubscriptionId, [MonitoredItem(*i) for i in items])
         except Unavailable:
             with contextlib.suppress(Unavailable):
                 await self.delete_subscription(made.SubscriptionId)
@@ -311,10 +312,10 @@ class Connection:
             made.RevisedLifetimeCount, revised, refused, ticks,
         )  # fmt: skip
 
-    async def _monitor(
+    async def monitor(
         self, subscription: int, items: Sequence[MonitoredItem]
     ) -> tuple[dict[int, Revised], dict[int, int], int]:
-        """Create monitored items in batches; return the accepted, the refused, and the server's time."""
+        """Add items to a subscription; return by handle the accepted, the refused, and the server's time."""
         nodes = await self._nodes([(item.handle, item.tag) for item in items])
         refused = {item.handle: ua.StatusCodes.BadNodeIdUnknown for item in items if item.handle not in nodes}
         todo = [item for item in items if item.handle in nodes]

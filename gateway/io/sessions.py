@@ -24,11 +24,18 @@ from mirror.errors import Corrupt, Unavailable
 
 
 class Held(msgspec.Struct, frozen=True):
-    """A stream's subscription as the server revised it; `handles` are the tags it really monitors."""
+    """A stream's subscription as the server revised it.
+
+    Attributes:
+        queue_size: The smallest that any of its items got.
+        refused: By handle, the StatusCode of the tags that the server would not monitor in it.
+    """
 
     id: int
     publishing_ms: float
     keep_alive_count: int
+    queue_size: int = 0
+    refused: dict[int, int] = {}
 
 
 class Saved(msgspec.Struct, frozen=True):
@@ -57,11 +64,13 @@ class Gone(Unavailable):
     Args:
         what: Why.
         streams: Which; None: the session itself is somebody else's.
+        is_theirs: Whether somebody else has these subscriptions now: then they are left alone.
     """
 
-    def __init__(self, what: str, streams: Collection[str] | None) -> None:
+    def __init__(self, what: str, streams: Collection[str] | None, *, is_theirs: bool = False) -> None:
         super().__init__(what)
         self.streams = streams
+        self.is_theirs = is_theirs
 
 
 def same_run(facts: ServerFacts, saved: Saved | None) -> bool:
@@ -99,14 +108,26 @@ class Sessions:
         """Keep a session with its streams; durable on return."""
         await self._write(Saved(facts.uri, self._endpoint, facts.start_ticks, secret, streams))
 
-    async def forget(self, streams: Collection[str] | None) -> None:
-        """Take subscriptions, or with None the whole session, not up again."""
+    async def replace(self, stream: str, held: Held) -> None:
+        """Keep what has become of one subscription of the session that was saved last."""
+        saved = await self.load()
+        if saved is not None and stream in saved.streams:
+            await self._write(msgspec.structs.replace(saved, streams={**saved.streams, stream: held}))
+
+    async def forget(self, streams: Collection[str] | None, *, is_theirs: bool = False) -> None:
+        """Take subscriptions, or with None the whole session, not up again.
+
+        Args:
+            streams: Which.
+            is_theirs: Somebody else has them: they are not deleted either.
+        """
         saved = await self.load()
         if saved is None or streams is None:
             await asyncio.wrap_future(self._ingest.call(lambda journal: journal.drop_session(self._name)))
             return
-        dead = [*saved.dead, *(held.id for stream, held in saved.streams.items() if stream in streams)]
+        gone = [held.id for stream, held in saved.streams.items() if stream in streams]
         left = {stream: held for stream, held in saved.streams.items() if stream not in streams}
+        dead = saved.dead if is_theirs else [*saved.dead, *gone]
         await self._write(msgspec.structs.replace(saved, streams=left, dead=dead))
 
     async def _write(self, saved: Saved) -> None:

@@ -96,9 +96,12 @@ def publish(
     ))  # fmt: skip
 
 
-def republish(notifications: Sequence[bytes] | None, *, sequence: int = 1, head: bytes | None = None) -> bytes:
+def republish(
+    notifications: Sequence[bytes] | None, *, sequence: int = 1, publish_ticks: int = T0 + 50, head: bytes | None = None
+) -> bytes:
     """Return a RepublishResponse."""
-    return (header(835) if head is None else head) + notification_message(notifications, sequence=sequence)
+    told = notification_message(notifications, sequence=sequence, publish_ticks=publish_ticks)
+    return (header(835) if head is None else head) + told
 
 
 #: Scalars: encoding byte, body, and the pattern that a row keeps.

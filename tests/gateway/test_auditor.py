@@ -13,8 +13,7 @@ from gateway.io import attempts, auditor
 from gateway.server import Refused
 from mirror.coverage import Reason
 from tests.gateway.publish_bytes import data_change, double, item, publish
-from tests.gateway.runners import Line, T, World, never, plant
-from tests.gateway.test_source_runner import in_loop
+from tests.gateway.runners import Line, T, World, in_loop, never, plant
 
 
 @pytest.fixture(autouse=True)
