@@ -21,6 +21,7 @@ from typing import NamedTuple
 import msgspec
 
 from mirror.coverage import Closure, Coverage, Gap, Grade, IntervalSet, Promise, Reason
+from mirror.errors import MirrorError
 from mirror.header import Closing
 
 DAY_S = 86_400.0
@@ -50,6 +51,35 @@ class Policy:
     interval_min_s: float = 1.0
     interval_max_s: float = 60.0
     requests_per_day: int = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How pushing goes.
+
+    Attributes:
+        state: `starting`, `following`, `leading`, `fenced`, `refused` or `stopped`.
+        epoch: Under which it leads, or would.
+        seq: Next segment.
+        backlog_rows, backlog_bytes: Journaled and not promised, as measured last.
+        interval_s: Present age limit of a partial segment.
+        segments, rows, size_bytes, requests: Since the start of the process.
+        pushed_at: Clock reading of the last accepted segment; None before the first.
+        error: What is wrong now; None if nothing is.
+    """
+
+    state: str = "starting"
+    epoch: int = 0
+    seq: int = 0
+    backlog_rows: int = 0
+    backlog_bytes: int = 0
+    interval_s: float = 0.0
+    segments: int = 0
+    rows: int = 0
+    size_bytes: int = 0
+    requests: int = 0
+    pushed_at: float | None = None
+    error: MirrorError | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -28,6 +28,7 @@ from gateway.io.journal import Journal
 from gateway.io.log import log
 from gateway.io.reader import ChainRow, JournalReader
 from gateway.io.sealing import Builder, Payload, Surroundings, Writer
+from gateway.sync import Status
 from mirror import chain, segment
 from mirror.coverage import Coverage
 from mirror.errors import ConfigError, Conflict, Corrupt, Fenced, MirrorError, Unavailable
@@ -46,35 +47,6 @@ WAIT_MAX_S = 10.0
 TOLD_FEW = 500  # gaps; a prefix that was told more of them is large
 SAVE_S = 300.0  # and saved so often
 NEVER_S = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """How pushing goes.
-
-    Attributes:
-        state: `starting`, `following`, `leading`, `fenced`, `refused` or `stopped`.
-        epoch: Under which it leads, or would.
-        seq: Next segment.
-        backlog_rows, backlog_bytes: Journaled and not promised, as measured last.
-        interval_s: Present age limit of a partial segment.
-        segments, rows, size_bytes, requests: Since the start of the process.
-        pushed_at: Clock reading of the last accepted segment; None before the first.
-        error: What is wrong now; None if nothing is.
-    """
-
-    state: str = "starting"
-    epoch: int = 0
-    seq: int = 0
-    backlog_rows: int = 0
-    backlog_bytes: int = 0
-    interval_s: float = 0.0
-    segments: int = 0
-    rows: int = 0
-    size_bytes: int = 0
-    requests: int = 0
-    pushed_at: float | None = None
-    error: MirrorError | None = None
 
 
 class Pusher:

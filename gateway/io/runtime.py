@@ -18,9 +18,11 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from gateway import sampler
@@ -34,26 +36,28 @@ from gateway.io.keys import signing_key
 from gateway.io.log import log
 from gateway.io.mqtt import Broker
 from gateway.io.publisher import Publisher
-from gateway.io.push import Pusher
-from gateway.io.push import Status as PushStatus
 from gateway.io.reader import JournalReader
-from gateway.io.sealing import Surroundings
 from gateway.io.source import SourceRunner
 from gateway.io.survey import Survey
 from gateway.io.topics import FACT as TOPICS
 from gateway.io.topics import Topics
 from gateway.io.traffic import Counted, Traffic
-from gateway.sync import Policy
+from gateway.sync import Policy, Status
 from mirror.batch import Batch
 from mirror.coverage import Promise
 from mirror.errors import ConfigError, MirrorError, Unavailable
-from mirror.io.s3 import S3Settings, S3Store, together
 from mirror.layout import Layout
+
+if TYPE_CHECKING:  # pyarrow and boto3 take a quarter of a second: the devices do not wait for them
+    from gateway.io.push import Pusher
+    from mirror.io.s3 import S3Store
 
 JOURNAL = "mirror.db"
 LEAVES = frozenset({"online", "role", "health", "sync"})  # what is told of the gateway itself
 TRIM_S = 60.0
 CANCEL_AGAIN_S = 0.5
+SOURCES_LOOK_S = 0.01
+SOURCES_FIRST_S = 1.0  # for so long the log in the bucket waits for the devices
 
 
 class Gateway:
@@ -95,7 +99,8 @@ class Gateway:
         self._topics = Topics(self._fact(TOPICS), self.ingest.call)
         self.publisher = self._publisher() if config.mqtt.url else None
         self.traffic = Traffic()
-        self.pusher = self._pusher() if config.sync.bucket else None
+        self.pusher: Pusher | None = None
+        self._key = signing_key(self.path.parent) if config.sync.bucket else None
         self.fenced: MirrorError | None = None  # why another gateway acts
         self.push_since = time.monotonic()  # since when pushing has been in its present state
         self._push_state = ""
@@ -121,10 +126,12 @@ class Gateway:
             if self.publisher is not None:
                 self.publisher.start(self.epoch)
                 self._tell_role()
-            if self.pusher is not None:
-                self.pusher.start()
             log("gateway.started", replica=self.config.replica.name, epoch=self.epoch)
             tasks = [asyncio.create_task(source.run(), name=source.config.name) for source in self.sources]
+            if self._key is not None:
+                await self._sources_first(stop)
+                self.pusher = await asyncio.to_thread(self._pusher, self._key)
+                self.pusher.start()
             tasks += [asyncio.create_task(work) for work in (self._trim(), self._guard(), self.survey.run())]
             ready()
             stopping = asyncio.create_task(stop.wait())
@@ -156,6 +163,12 @@ class Gateway:
             return False
         saved.result()
         return True
+
+    async def _sources_first(self, stop: asyncio.Event) -> None:
+        """Wait until the devices are mirrored, but not for long: each tenth of a second counts there alone."""
+        end = time.monotonic() + SOURCES_FIRST_S
+        while time.monotonic() < end and not stop.is_set() and not all(s.status.connected for s in self.sources):
+            await asyncio.sleep(SOURCES_LOOK_S)
 
     def _close(self) -> None:
         if self.pusher is not None:
@@ -196,7 +209,7 @@ class Gateway:
     def _tags_changed(self) -> None:
         self._of_stream = {stream: source for source in self.sources for stream in (*source.streams, *source.retiring)}
         if self.publisher is not None:
-            names, leaves = self._names(), LEAVES if self.pusher is not None else LEAVES - {"sync"}
+            names, leaves = self._names(), LEAVES if self._key is not None else LEAVES - {"sync"}
             used = names.retained() | {names.gateway(self.config.group.name, leaf) for leaf in leaves}
             gone = self._topics.use(used, complete=all(source.handles for source in self.sources))
             self.publisher.use(names)
@@ -279,8 +292,12 @@ class Gateway:
         handles = sorted(h for source in self.sources for h in source.handles)
         return Names([(h, self.journal.tags[h]) for h in handles], options, places, self.journal.structures)
 
-    def _pusher(self) -> Pusher:
-        config, data_dir = self.config, self.path.parent
+    def _pusher(self, key: Ed25519PrivateKey) -> Pusher:
+        from gateway.io.push import Pusher  # noqa: PLC0415
+        from gateway.io.sealing import Surroundings  # noqa: PLC0415
+        from mirror.io.s3 import together  # noqa: PLC0415
+
+        config = self.config
         store = open_store(config.sync)
         policy = Policy(
             config.sync.segment_rows, config.sync.segment_mib << 20, config.sync.interval_s.min,
@@ -290,21 +307,21 @@ class Gateway:
         return Pusher(
             [Counted(dialect, self.traffic, layout.probe) for dialect in store.dialects()],
             partial(JournalReader.open, self.path), self.ingest, layout=layout,
-            replica=config.replica.name, key=signing_key(data_dir), policy=policy, epoch=self.epoch,
+            replica=config.replica.name, key=key, policy=policy, epoch=self.epoch,
             incarnation=self.incarnation, on_status=self._pushing, together=together,
-            surroundings=self._surroundings,
+            surroundings=lambda: Surroundings(self._namespaces(), clock()),
         )  # fmt: skip
 
-    def _surroundings(self) -> Surroundings:
+    def _namespaces(self) -> dict[str, tuple[str, ...]]:
         """Runs in the push thread."""
-        return Surroundings({s.status.uri: s.status.namespaces for s in self.sources if s.status.uri}, clock())
+        return {s.status.uri: s.status.namespaces for s in self.sources if s.status.uri}
 
     @property
     def role(self) -> str:
         """PRIMARY while this gateway acts, STANDBY once another one does."""
         return "STANDBY" if self.fenced else "PRIMARY"
 
-    def _pushing(self, status: PushStatus) -> None:
+    def _pushing(self, status: Status) -> None:
         """Runs in the push thread: a log that knows a higher epoch raises ours everywhere, or ends our acting.
 
         Who is fenced leaves the broker as well: both would take the one client id from each other for ever,
@@ -354,6 +371,8 @@ def log_layout(config: Config) -> Layout:
 
 def open_store(config: Sync) -> S3Store:
     """Return the bucket for the log."""
+    from mirror.io.s3 import S3Settings, S3Store  # noqa: PLC0415 - see above
+
     settings = S3Settings.parse(
         config.bucket, endpoint=config.endpoint, region=config.region, ca_file=config.ca_file,
         access_key=read_secret(config.access_key_file), secret_key=read_secret(config.secret_key_file),

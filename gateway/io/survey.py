@@ -37,6 +37,7 @@ from gateway.io.log import log
 from gateway.io.reader import JournalReader
 from gateway.io.source import SourceRunner
 from gateway.io.trust import expires_at
+from gateway.sync import Status
 from mirror.errors import ConfigError, MirrorError
 
 if TYPE_CHECKING:
@@ -182,9 +183,10 @@ class Survey:
 
     def _sync(self) -> SyncFigures | None:
         pusher = self._gateway.pusher
-        if pusher is None:
+        if pusher is None and not self._gateway.config.sync.bucket:
             return None
-        status, since, traffic = pusher.status, self._looked.backlog_since, self._gateway.traffic
+        status = pusher.status if pusher is not None else Status()
+        since, traffic = self._looked.backlog_since, self._gateway.traffic
         return SyncFigures(
             state=status.state, state_s=time.monotonic() - self._gateway.push_since, error=with_hint(status.error),
             lag_s=0.0 if since is None else max(0.0, time.time() - since), segments=status.segments,

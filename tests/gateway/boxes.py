@@ -10,9 +10,9 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway.io.journal import Journal
-from gateway.io.push import Pusher, Status
+from gateway.io.push import Pusher
 from gateway.io.reader import JournalReader
-from gateway.sync import Policy
+from gateway.sync import Policy, Status
 from mirror.batch import Batch, canonical_order, concat, take
 from mirror.coverage import Coverage, Grade, Stream
 from mirror.header import Header, public_hex

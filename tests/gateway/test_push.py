@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from gateway.io.journal import Journal
-from gateway.io.push import Pusher, Status
+from gateway.io.push import Pusher
 from gateway.io.reader import JournalReader
 from gateway.io.sealing import Surroundings
+from gateway.sync import Status
 from mirror import segment
 from mirror.batch import Batch, Heap, Kind
 from mirror.coverage import Closure, Coverage, Gap, Grade, Reason
