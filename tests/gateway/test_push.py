@@ -415,7 +415,7 @@ def test_a_store_that_listens_again_gets_the_backlog_at_once(box: Box):
     assert 230 <= len(knocks) - before <= 241
     assert len(box.store.calls) - asked <= 3, "a knock is no request"
     box.store.fault, is_there = (lambda point, key: None), True
-    assert box.run(1.0).backlog_rows == 0
+    assert box.run(1.0).rows == 30
     box.assert_all_pushed()
 
 
