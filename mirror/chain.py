@@ -48,7 +48,9 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """`wake_at` has come."""
+    """`wake_at` has come, or, `early`, a sign that what was away answers again."""
+
+    early: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,8 +300,8 @@ class Chain:
                 assert self.phase in (Phase.STOPPED, Phase.IDLE)
                 self.phase = Phase.FLOOR
                 return self._ask(ReadFloor())
-            case Wake():
-                return self._wake(now)
+            case Wake(early):
+                return self._wake(now, early=early)
             case Lead():
                 return self._lead(event)
             case Offer():
@@ -353,8 +355,8 @@ class Chain:
         self._failures += 1
         return float(min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(self._failures - 1, 20)))
 
-    def _wake(self, now: float) -> list[Effect]:
-        if self.wake_at is None or now < self.wake_at:
+    def _wake(self, now: float, *, early: bool) -> list[Effect]:
+        if self.wake_at is None or (now < self.wake_at and not early):
             return []
         assert self._request is not None
         self.wake_at = None

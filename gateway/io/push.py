@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway import sync
 from gateway.io.journal import Journal
+from gateway.io.knock import Knock
 from gateway.io.log import log
 from gateway.io.reader import ChainRow, JournalReader
 from gateway.io.sealing import Builder, Payload, Surroundings, Writer
@@ -84,6 +85,7 @@ class Pusher:
         incarnation: str,
         on_status: Callable[[Status], None] = lambda status: None,
         together: Together | None = None,
+        listens: Callable[[], bool] | None = None,
         surroundings: Callable[[], Surroundings] = Surroundings,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
@@ -110,6 +112,7 @@ class Pusher:
         self._not_before = 0.0
         self._failures = 0  # to do what this program should be able to do
         self._probes = 0
+        self._knock = None if listens is None else Knock(listens)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="push", daemon=True)
 
@@ -192,8 +195,13 @@ class Pusher:
         if now >= self._sync.wake_at:
             self._plan(sync.Tick())
             return 0.0
-        wakes = [self._sync.wake_at] + ([] if self._chain.wake_at is None else [self._chain.wake_at])
-        return max(0.0, min(wakes) - now)
+        if self._chain.wake_at is None:
+            return max(0.0, self._sync.wake_at - now)
+        if self._knock is not None and self._knock.is_back(now):
+            self._step(chain.Wake(early=True))
+            return 0.0
+        pause = max(0.0, min(self._sync.wake_at, self._chain.wake_at) - now)
+        return pause if self._knock is None else min(pause, self._knock.pause_s)
 
     def _open(self) -> None:
         """Probe the store unless it is known, and take up the log where the journal knows it to be."""

@@ -33,6 +33,7 @@ from gateway.io.http import HttpServer
 from gateway.io.ingest import Durable, Ingest
 from gateway.io.journal import Journal
 from gateway.io.keys import signing_key
+from gateway.io.knock import listens
 from gateway.io.log import log
 from gateway.io.mqtt import Broker
 from gateway.io.publisher import Publisher
@@ -309,6 +310,7 @@ class Gateway:
             partial(JournalReader.open, self.path), self.ingest, layout=layout,
             replica=config.replica.name, key=key, policy=policy, epoch=self.epoch,
             incarnation=self.incarnation, on_status=self._pushing, together=together,
+            listens=partial(listens, store.client.meta.endpoint_url),
             surroundings=lambda: Surroundings(self._namespaces(), clock()),
         )  # fmt: skip
 

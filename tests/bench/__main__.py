@@ -1,4 +1,4 @@
-"""Measure: `python -m tests.bench ingest|journal|segment|latency|start|codec|decode [--json]`.
+"""Measure: `python -m tests.bench ingest|journal|segment|latency|start|faults|codec|decode [--json]`.
 
 Without a name all of them run, one after the other. Each prints a table for people and as its last line one
 JSON object; with `--json` that line alone. A lost change makes the exit code 1. Figures of a busy machine are
@@ -14,7 +14,7 @@ import sys
 
 from tests.bench.rig import finish
 
-NAMES = ("ingest", "journal", "segment", "latency", "start", "codec", "decode")
+NAMES = ("ingest", "journal", "segment", "latency", "start", "faults", "codec", "decode")
 
 
 def main(arguments: list[str]) -> None:

@@ -391,6 +391,34 @@ def test_a_store_away_for_days_loses_nothing_and_is_not_pestered(box: Box):
     box.assert_all_pushed()
 
 
+def test_a_store_that_listens_again_gets_the_backlog_at_once(box: Box):
+    knocks: list[float] = []
+    is_there = True
+
+    def listens() -> bool:
+        knocks.append(box.now)
+        return is_there
+
+    def away(point: str, key: str) -> None:
+        raise Unavailable("away")
+
+    box.run(60, listens=listens)
+    assert knocks == [], "nobody knocks at a store that answers"
+    box.store.fault = away
+    box.receive(5)
+    box.run(1200)
+    assert len(knocks) < 250, "who listens and refuses is left to the pauses"
+    is_there = False
+    box.run(60)
+    before, asked = len(knocks), len(box.store.calls)
+    box.run(60)
+    assert 230 <= len(knocks) - before <= 241
+    assert len(box.store.calls) - asked <= 3, "a knock is no request"
+    box.store.fault, is_there = (lambda point, key: None), True
+    assert box.run(1.0).rows == 30
+    box.assert_all_pushed()
+
+
 def test_a_store_away_from_the_start_is_waited_for(box: Box):
     def away(point: str, key: str) -> None:
         raise Unavailable("away")

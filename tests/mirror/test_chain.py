@@ -155,6 +155,15 @@ def test_a_store_that_is_away_is_asked_ever_more_rarely_up_to_a_bound():
     assert pauses[-1] == m.RETRY_MAX_S
 
 
+def test_a_sign_that_the_store_is_back_is_followed_at_once():
+    log = Log()
+    log.chain.step(m.Start(), 0.0)
+    assert log.chain.step(m.Wake(early=True), 0.0) == [], "an answer is on its way"
+    log.chain.step(m.Away(), 0.0)
+    assert log.chain.step(m.Wake(early=True), 0.01) == [m.ReadFloor()]
+    assert log.chain.wake_at is None
+
+
 def floor(log: Log, seq: int = 5, *, signer: str = "a", key: Any = A, **members: Any) -> bytes:
     """Return a signed floor with the keys of the log and any members, whatever the log holds there."""
     at = log.chain.prefix.at
