@@ -9,31 +9,43 @@ no row of the gap ledger tells of is undeclared: both are counted over all parts
 - *20 Hz*: signals at 20 Hz with default settings.
 - *uplink*: the store is away; time from its return to everything in the bucket.
 - *cable*: nothing moves on the way to the server any more; time to the retained quality that says so.
+- *first hour*: the machine's part of it: `init` of one server, `run` to its first sample, and `init --from` of forty.
 - *audit*: CPU of reading each of 10,000 tags once in a minute, told per core for once in ten minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from demo.servers import Weed
+from demo.servers import Process, Weed
+from gateway.config import parse
+from gateway.io.reader import JournalReader
+from mirror.coverage import Promise
+from mirror.errors import MirrorError
 from tests.bench.rig import table, usage
 from tests.live.gateways import Rig, Verdict
 from tests.live.proxy import Proxy
 from tests.live.servers import AsyncuaServer, Counters, Mosquitto, NodeServer
 from tests.live.subscriber import Subscriber
+from tests.tools import ROOT
 
 AWAY_S = 1.5
 REQUEST_TIMEOUT_S = 10  # the default: the live tests are less patient
 AUDIT_TAGS, AUDIT_S = 10_000, 60.0
 STALE = b"stale"
+SERVERS = 40
+EDGEMIRROR = [sys.executable, "-m", "gateway"]
 
 Part = dict[str, Any]
 
@@ -165,6 +177,46 @@ def cable(folder: Path, _chosen: argparse.Namespace) -> Part:
         return {"stale_s": stale_s, **_counts(_settled(rig))}
 
 
+def first_hour(folder: Path, _chosen: argparse.Namespace) -> Part:
+    """Forty servers are forty ways to one: what is asked of each is asked."""
+    with NodeServer(folder / "server", nodes=50) as server, ExitStack() as stack:
+        server.run(1.0)
+        init_s = _edgemirror(folder, "init", server.endpoint)
+        text = (folder / "gateway.toml").read_text().replace("127.0.0.1:8480", "127.0.0.1:0")
+        (folder / "gateway.toml").write_text(text)
+        began = time.monotonic()
+        gateway = Process([*EDGEMIRROR, "run"], folder, "gateway", {"PYTHONPATH": str(ROOT)})
+        stack.callback(gateway.stop)
+        journal = folder / "edgemirror-data" / "mirror.db"
+        gateway.ready(lambda: journal.exists() and _rows(journal) > 0)
+        first_s = time.monotonic() - began
+        ways = [stack.enter_context(Proxy(server.port)) for _ in range(SERVERS)]
+        rows = [f"plc{i},opc.tcp://127.0.0.1:{way.port}" for i, way in enumerate(ways)]
+        (folder / "servers.csv").write_text("\n".join(["name,endpoint", *rows]) + "\n")
+        fleet_s = _edgemirror(folder, "init", "--from", "servers.csv", "--out", "fleet.toml")
+        written = len(parse((folder / "fleet.toml").read_text()).source)
+    return {"init_s": init_s, "first_sample_s": round(first_s, 2), "servers": written, "init_from_s": fleet_s}
+
+
+def _edgemirror(folder: Path, *arguments: str) -> float:
+    """Run a verb to its end; return the seconds that it took."""
+    began = time.monotonic()
+    subprocess.run([*EDGEMIRROR, *arguments], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True,
+                   stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)  # fmt: skip
+    return round(time.monotonic() - began, 2)
+
+
+def _rows(journal: Path) -> int:
+    try:
+        reader = JournalReader.open(journal)
+    except MirrorError:  # it is being made
+        return 0
+    try:
+        return reader.backlog(Promise()).rows
+    finally:
+        reader.close()
+
+
 def audit(folder: Path, _chosen: argparse.Namespace) -> Part:
     """The same idle gateway with and without the audit, each for a turn over all tags."""
     used = {}
@@ -186,5 +238,5 @@ def audit(folder: Path, _chosen: argparse.Namespace) -> Part:
 
 PARTS: dict[str, Callable[[Path, argparse.Namespace], Part]] = {
     "restart": server_restart, "kill": gateway_killed, "fast": fast_signals, "uplink": uplink, "cable": cable,
-    "audit": audit,
+    "first": first_hour, "audit": audit,
 }  # fmt: skip
