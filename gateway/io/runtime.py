@@ -310,7 +310,7 @@ class Gateway:
             partial(JournalReader.open, self.path), self.ingest, layout=layout,
             replica=config.replica.name, key=key, policy=policy, epoch=self.epoch,
             incarnation=self.incarnation, on_status=self._pushing, together=together,
-            listens=partial(listens, store.client.meta.endpoint_url),
+            listens=partial(listens, store.address),
             surroundings=lambda: Surroundings(self._namespaces(), clock()),
         )  # fmt: skip
 

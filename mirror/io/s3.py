@@ -120,6 +120,11 @@ class S3Store:
         client.meta.events.unregister("before-call.s3", add_expect_header)
         return S3Store(settings, client, limit=Limit(limit_s))
 
+    @property
+    def address(self) -> str:
+        """The URL that connections go to."""
+        return str(self.client.meta.endpoint_url)
+
     def dialects(self) -> list[S3Store]:
         """Return this bucket in all ways of speaking to it: some servers want ETags without quotes."""
         return [self, S3Store(self.settings, self.client, quoted=False, limit=self._limit)]

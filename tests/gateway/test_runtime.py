@@ -47,6 +47,8 @@ WAIT_S = 20.0
 class Bucket(FaultyStore):
     """The reference store, opened as the runtime opens a bucket."""
 
+    address = "http://127.0.0.1:9"
+
     def dialects(self) -> list[Bucket]:
         return [self]
 
