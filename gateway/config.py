@@ -9,6 +9,7 @@ This module reads no file and no environment: both come in as arguments.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import tomllib
 from collections.abc import Mapping
@@ -224,13 +225,18 @@ class Mqtt(_Table, frozen=True):
 
 
 class Http(_Table, frozen=True):
-    """Where health and metrics are served. Loopback only, for now.
+    """Where health and metrics are served.
 
     Attributes:
-        listen: `127.0.0.1:port`; empty serves nothing.
+        listen: `address:port`; empty serves nothing. Beyond loopback it needs `token_file`.
+        token_file: File with a token of at least 16 characters that readers show (`Authorization: Bearer ...`).
+        certificate_file, key_file: PEM; with both, HTTPS is spoken.
     """
 
     listen: str = "127.0.0.1:8480"
+    token_file: str = ""
+    certificate_file: str = ""
+    key_file: str = ""
 
 
 class Config(_Table, frozen=True, kw_only=True):
@@ -336,10 +342,7 @@ def _check(config: Config) -> None:
         raise ConfigError(f"device {twice[0]!r}: the name is used twice; device names are unique in a group")
     _check_sync(config.sync)
     _check_mqtt(config.mqtt)
-    if config.http.listen:
-        host, _, port = config.http.listen.rpartition(":")
-        if not (port.isdigit() and int(port) <= PORT_MAX) or host not in ("127.0.0.1", "localhost", "[::1]"):
-            raise ConfigError(f"http.listen is {config.http.listen!r}; use 127.0.0.1:8480")
+    _check_http(config.http)
 
 
 def _check_sync(sync: Sync) -> None:
@@ -373,6 +376,32 @@ def _check_mqtt(mqtt: Mqtt) -> None:
         raise ConfigError(f"mqtt.prefix is {mqtt.prefix!r}; use levels without +, #, % such as uns/v1")
     if mqtt.password_file and not mqtt.user:
         raise ConfigError("mqtt.password_file is set without mqtt.user; set both or neither")
+
+
+def _check_http(http: Http) -> None:
+    if bool(http.certificate_file) != bool(http.key_file):
+        raise ConfigError("http.certificate_file and http.key_file belong together; set both or neither")
+    if not http.listen:
+        return
+    found = address(http.listen)
+    if found is None:
+        raise ConfigError(f"http.listen is {http.listen!r}; use 127.0.0.1:8480")
+    host, _ = found
+    if not ipaddress.ip_address(host).is_loopback and not http.token_file:
+        raise ConfigError(
+            f"http.listen is {http.listen!r}, which others can reach; use 127.0.0.1:8480, or set http.token_file"
+        )
+
+
+def address(listen: str) -> tuple[str, int] | None:
+    """Return the IP address and port of `address:port` or `[address]:port`; None if it is neither."""
+    host, _, port = listen.rpartition(":")
+    host = {"localhost": "127.0.0.1"}.get(host, host.removeprefix("[").removesuffix("]"))
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    return (host, int(port)) if port.isascii() and port.isdigit() and int(port) <= PORT_MAX else None
 
 
 def _check_finite(table: Any, place: str = "") -> None:

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     gateway = Gateway(config)
 
     def ready() -> None:
-        http = f"http://{config.http.listen.rpartition(':')[0]}:{gateway.http.port}" if gateway.http else None
+        http = gateway.http.url if gateway.http else None
         facts = {"started": True, "journal": str(gateway.path), "pid": os.getpid(), "http": http}
         try:
             print(json.dumps(facts), flush=True)

@@ -3,17 +3,19 @@
 `/livez` answers 200 while the process can do its work, `/readyz` 200 while devices, journal and bucket are
 all as they should be and otherwise 503 with what is not, `/metrics` the figures in Prometheus' text format.
 The server lives in the event loop that also serves the devices: a loop that hangs does not answer, which is
-what `/livez` is for. Nothing can be changed here and nothing here is secret; there is no authentication,
-and therefore only loopback addresses are accepted.
+what `/livez` is for. Nothing can be changed here. Where there is a token, whoever reads more than `/livez` has to
+show it; an address that others can reach is not served without one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import ipaddress
 import socket
-from collections.abc import Callable, Generator
+import ssl
+from collections.abc import Callable, Generator, Mapping
 
 import msgspec
 import uvicorn
@@ -23,29 +25,51 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gateway.config import Http, address
 from gateway.health import Figures, document, exposition, is_alive, is_ready
 from mirror.errors import ConfigError
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 CONNECTIONS_MAX = 64  # at once; more are answered 503
 STOP_S = 1
+TOKEN_MIN = 16  # characters
 
 
 class HttpServer:
     """Serves figures, asked for anew with each request, from the running event loop."""
 
-    def __init__(self, listen: str, figures: Callable[[], Figures]) -> None:
+    def __init__(self, config: Http, figures: Callable[[], Figures], *, token: str = "") -> None:
         """Prepare.
 
         Args:
-            listen: `address:port` on loopback; port 0 takes any free one.
+            config: Where, and with which certificate; port 0 takes any free one.
             figures: Called in the event loop with each request; must be quick.
+            token: What readers have to show; empty for nothing.
+
+        Raises:
+            ConfigError: The address is none, others can reach it and there is no token, or the token is short.
         """
-        self._address = _loopback(listen)
+        found = address(config.listen)
+        if found is None:
+            raise ConfigError(f"http.listen is {config.listen!r}; use 127.0.0.1:8480")
+        if not token and not ipaddress.ip_address(found[0]).is_loopback:
+            raise ConfigError(f"http.listen is {config.listen!r}, which others can reach; set http.token_file")
+        if token and not (token.isascii() and token.isprintable() and len(token) >= TOKEN_MIN):
+            raise ConfigError(
+                f"{config.token_file} holds no token of at least {TOKEN_MIN} printable ASCII characters",
+                hint=f"openssl rand -hex 32 > {config.token_file}",
+            )
+        self._address, self._config, self._token = found, config, token
         self._figures = figures
         self._server: _Uvicorn | None = None
         self._task: asyncio.Task[None] | None = None
         self.port = 0
+
+    @property
+    def url(self) -> str:
+        """Where it is served, once it is."""
+        host = f"[{self._address[0]}]" if ":" in self._address[0] else self._address[0]
+        return f"{'https' if self._config.certificate_file else 'http'}://{host}:{self.port}"
 
     async def start(self) -> None:
         """Listen. ConfigError if the port is taken."""
@@ -58,7 +82,16 @@ class HttpServer:
         config = uvicorn.Config(
             self.app(), log_config=None, access_log=False, lifespan="off", http="h11", ws="none", server_header=False,
             limit_concurrency=CONNECTIONS_MAX, timeout_keep_alive=10, timeout_graceful_shutdown=STOP_S,
+            ssl_certfile=self._config.certificate_file or None, ssl_keyfile=self._config.key_file or None,
         )  # fmt: skip
+        try:
+            config.load()
+        except (OSError, ssl.SSLError) as error:
+            listener.close()
+            raise ConfigError(
+                f"http.certificate_file or http.key_file cannot be used: {error}",
+                hint="use PEM files that belong together",
+            ) from error
         self._server = _Uvicorn(config)
         self._task = asyncio.create_task(self._server.serve([listener]), name="http")
 
@@ -75,15 +108,23 @@ class HttpServer:
             exception_handlers={HTTPException: _problem},
         )
 
+    def _lets(self, request: Request) -> None:
+        """Raise the answer to who does not show the token."""
+        shown = request.headers.get("authorization", "").encode("latin-1")
+        if self._token and not hmac.compare_digest(shown, b"Bearer " + self._token.encode()):
+            raise HTTPException(401, headers={"www-authenticate": "Bearer"})
+
     async def _livez(self, request: Request) -> Response:
         alive = is_alive(self._figures())
         return _json({"alive": alive}, 200 if alive else 503)
 
     async def _readyz(self, request: Request) -> Response:
+        self._lets(request)
         figures = self._figures()
         return _json(document(figures), 200 if is_ready(figures) else 503)
 
     async def _metrics(self, request: Request) -> Response:
+        self._lets(request)
         return Response(exposition(self._figures()), media_type=METRICS_TYPE)
 
 
@@ -95,23 +136,14 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-def _json(value: object, status: int, media_type: str = "application/json") -> Response:
-    return Response(msgspec.json.encode(value), status, media_type=media_type, headers={"cache-control": "no-store"})
+def _json(
+    value: object, status: int, media_type: str = "application/json", headers: Mapping[str, str] | None = None
+) -> Response:
+    headers = {"cache-control": "no-store", **(headers or {})}
+    return Response(msgspec.json.encode(value), status, media_type=media_type, headers=headers)
 
 
 async def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     value = {"type": "about:blank", "title": error.detail, "status": error.status_code}
-    return _json(value, error.status_code, "application/problem+json")
-
-
-def _loopback(listen: str) -> tuple[str, int]:
-    host, _, port = listen.rpartition(":")
-    host = {"localhost": "127.0.0.1"}.get(host, host.strip("[]"))
-    try:
-        good = ipaddress.ip_address(host).is_loopback and 0 <= int(port) <= 65_535
-    except ValueError:
-        good = False
-    if not good:
-        raise ConfigError(f"http.listen is {listen!r}; use a loopback address such as 127.0.0.1:8480")
-    return host, int(port)
+    return _json(value, error.status_code, "application/problem+json", error.headers)

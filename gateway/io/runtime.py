@@ -107,7 +107,9 @@ class Gateway:
         self._push_state = ""
         self.stopping = False
         self.survey = Survey(self)
-        self.http = HttpServer(config.http.listen, self.survey.figures) if config.http.listen else None
+        self.http = None
+        if config.http.listen:
+            self.http = HttpServer(config.http, self.survey.figures, token=read_secret(config.http.token_file))
 
     async def run(self, stop: asyncio.Event, ready: Callable[[], None] = lambda: None) -> None:
         """Mirror until `stop` is set.
@@ -407,7 +409,8 @@ class _Told:
 def _secrets(config: Config) -> list[str]:
     sync = config.sync
     of_bucket = [sync.access_key_file, sync.secret_key_file] if sync.bucket else []
-    return [*(source.password_file for source in config.source), *of_bucket]
+    of_http = [config.http.token_file] if config.http.listen else []
+    return [*(source.password_file for source in config.source), *of_bucket, *of_http]
 
 
 def read_secret(path: str) -> str:

@@ -48,6 +48,10 @@ url = "mqtts://broker.plant:8883"
 user = "mirror"
 password_file = "{box}/etc/secrets/mqtt"
 ca_file = "{box}/etc/pki/plant-ca.pem"
+[http]
+token_file = "{box}/etc/secrets/http"
+certificate_file = "{box}/etc/pki/http.pem"
+key_file = "{box}/etc/pki/http.key"
 """
 
 
@@ -61,11 +65,14 @@ class Box:
         (folder / "etc" / "secrets").mkdir(parents=True)
         (folder / "etc" / "pki" / "trusted" / "ca").mkdir(parents=True)
         self.config.write_text(CONFIG.format(box=folder))
-        for name in ("press7", "s3-access", "s3-secret", "mqtt"):
+        for name in ("press7", "s3-access", "s3-secret", "mqtt", "http"):
             path = folder / "etc" / "secrets" / name
             path.write_text(f"secret of {name}\n")
             path.chmod(0o640)
-        for name in ("own.der", "own.pem", "bucket-ca.pem", "plant-ca.pem", "trusted/plc.der", "trusted/ca/root.der"):
+        for name in (
+            "own.der", "own.pem", "bucket-ca.pem", "plant-ca.pem", "http.pem", "http.key", "trusted/plc.der",
+            "trusted/ca/root.der",
+        ):  # fmt: skip
             (folder / "etc" / "pki" / name).write_bytes(name.encode() + b"\0\xff")
         (folder / "etc" / "secrets").chmod(0o750)
         (folder / "etc" / "pki" / "own.pem").chmod(0o600)

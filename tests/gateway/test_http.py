@@ -3,24 +3,28 @@
 import asyncio
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.config import Http
 from gateway.health import Figures, SourceFigures
 from gateway.io.http import HttpServer
 from mirror.errors import ConfigError
+from tests.live.certificates import make
 
 GOOD = Figures("1.0", "press-shop", "a", sources=[SourceFigures("p7", "live")], threads={"journal": True})
 
 
 @asynccontextmanager
 async def serving(figures: Callable[[], Figures]) -> AsyncIterator[httpx.AsyncClient]:
-    server = HttpServer("127.0.0.1:0", figures)
+    server = HttpServer(Http("127.0.0.1:0"), figures)
     await server.start()
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", trust_env=False) as client:
@@ -93,7 +97,7 @@ def test_signals_stay_with_whoever_had_them() -> None:
 
 def test_a_client_that_says_nothing_does_not_hold_the_end_up() -> None:
     async def ask() -> float:
-        server = HttpServer("127.0.0.1:0", lambda: GOOD)
+        server = HttpServer(Http("127.0.0.1:0"), lambda: GOOD)
         await server.start()
         _, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(b"GET /livez HTTP/1.1\r\n")
@@ -109,17 +113,87 @@ def test_a_client_that_says_nothing_does_not_hold_the_end_up() -> None:
 
 def test_a_taken_port_is_told_with_another_one() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        server = HttpServer(f"127.0.0.1:{taken.getsockname()[1]}", lambda: GOOD)
+        server = HttpServer(Http(f"127.0.0.1:{taken.getsockname()[1]}"), lambda: GOOD)
         with pytest.raises(ConfigError, match="use another port"):
             asyncio.run(server.start())
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:8480", "192.0.2.1:80", "8480", "127.0.0.1:x", "", "127.0.0.1:70000"])
-def test_anything_but_loopback_is_refused(listen: str) -> None:
-    with pytest.raises(ConfigError, match=r"127\.0\.0\.1:8480"):
-        HttpServer(listen, lambda: GOOD)
+def test_anything_but_loopback_is_refused_without_a_token(listen: str) -> None:
+    with pytest.raises(ConfigError, match=r"127\.0\.0\.1:8480|http\.token_file"):
+        HttpServer(Http(listen), lambda: GOOD)
 
 
 def test_the_other_loopback_spellings_are_accepted() -> None:
-    HttpServer("localhost:0", lambda: GOOD)
-    HttpServer("[::1]:0", lambda: GOOD)
+    HttpServer(Http("localhost:0"), lambda: GOOD)
+    HttpServer(Http("[::1]:0"), lambda: GOOD)
+
+
+TOKEN = "0123456789abcdef"
+
+
+@asynccontextmanager
+async def guarded(config: Http) -> AsyncIterator[HttpServer]:
+    server = HttpServer(config, lambda: GOOD, token=TOKEN)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+def test_with_a_token_only_livez_answers_everybody() -> None:
+    shown = {"right": f"Bearer {TOKEN}", "wrong": f"Bearer {TOKEN}x", "basic": f"Basic {TOKEN}", "odd": "Bearer \xe9"}
+
+    async def ask() -> dict[tuple[str, str], int]:
+        found = {}
+        async with guarded(Http("0.0.0.0:0")) as server, httpx.AsyncClient(trust_env=False) as client:
+            for path in ("/livez", "/readyz", "/metrics"):
+                url = f"http://127.0.0.1:{server.port}{path}"
+                found[path, "none"] = (await client.get(url)).status_code
+                for name, value in shown.items():
+                    headers = {"authorization": value.encode("latin-1")}
+                    found[path, name] = (await client.get(url, headers=headers)).status_code
+        return found
+
+    for (path, name), code in asyncio.run(ask()).items():
+        assert code == (200 if path == "/livez" or name == "right" else 401), (path, name)
+
+
+def test_who_is_refused_is_told_what_to_show_and_nothing_else() -> None:
+    async def ask() -> httpx.Response:
+        async with guarded(Http("127.0.0.1:0")) as server, httpx.AsyncClient(trust_env=False) as client:
+            return await client.get(f"http://127.0.0.1:{server.port}/readyz")
+
+    answer = asyncio.run(ask())
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert set(answer.json()) == {"type", "title", "status"}
+
+
+@pytest.mark.parametrize("token", ["short", "0123456789abcde", "0123456789\nabcdef", "0123456789abcdéf"])
+def test_a_token_that_is_easily_guessed_or_cannot_be_shown_is_refused(token: str) -> None:
+    with pytest.raises(ConfigError, match="16 printable") as raised:
+        HttpServer(Http("127.0.0.1:0", "token"), lambda: GOOD, token=token)
+    assert raised.value.hint == "openssl rand -hex 32 > token"
+
+
+def test_with_a_certificate_it_speaks_https_alone(tmp_path: Path) -> None:
+    made = make(tmp_path)
+
+    async def ask() -> int:
+        config = Http("127.0.0.1:0", certificate_file=str(made.certificate), key_file=str(made.key))
+        context = ssl.create_default_context(cafile=str(made.ca))
+        async with guarded(config) as server, httpx.AsyncClient(trust_env=False, verify=context) as client:
+            assert server.url == f"https://127.0.0.1:{server.port}"
+            with pytest.raises(httpx.HTTPError):
+                await client.get(f"http://127.0.0.1:{server.port}/livez")
+            return (await client.get(f"{server.url}/readyz", headers={"authorization": f"Bearer {TOKEN}"})).status_code
+
+    assert asyncio.run(ask()) == 200
+
+
+def test_a_certificate_that_cannot_be_used_is_told_and_the_port_is_free_again(tmp_path: Path) -> None:
+    certificate, key = make(tmp_path / "one").certificate, make(tmp_path / "two").key
+    server = HttpServer(Http("127.0.0.1:0", certificate_file=str(certificate), key_file=str(key)), lambda: GOOD)
+    with pytest.raises(ConfigError, match=r"http\.certificate_file"):
+        asyncio.run(server.start())
