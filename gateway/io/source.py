@@ -209,10 +209,9 @@ class SourceRunner:
             await self._sessions.save(facts, connection.session_secret(), streams)
             kept = True
             await self._backfiller.begin(self.streams)
-            self._connected(how)
             tasks = [
                 self._backfiller.run(connection, self.streams), self._worker(connection),
-                self._fetched_then_pump(connection), self._pumps.watch(self._resumed.is_set),
+                self._fetched_then_pump(connection, how), self._pumps.watch(self._resumed.is_set),
                 self._refusals.retry(connection, self.streams, partial(self._keep, facts)), self._audited(connection),
             ]  # fmt: skip
             if cached:
@@ -393,8 +392,8 @@ class SourceRunner:
 
     # Messages
 
-    async def _fetched_then_pump(self, connection: Connection) -> None:
-        """Publish only when nothing more of the time before can be had."""
+    async def _fetched_then_pump(self, connection: Connection, how: str) -> None:
+        """Publish only when nothing more of the time before can be had; until then the source is not live."""
         while not self._resumed.is_set():
             answers = self._refetch.answered
             try:
@@ -403,6 +402,7 @@ class SourceRunner:
             except TimeoutError as error:
                 if self._refetch.answered == answers:
                     raise Unavailable("the server did not send its kept messages again in time") from error
+        self._connected(how)
         await self._pumps.run(connection)
 
     def _heard(self, stream: str, message: Message) -> None:

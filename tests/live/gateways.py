@@ -19,6 +19,7 @@ import sqlite3
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -271,6 +272,15 @@ class Rig:
             lines = [line.rpartition(" ") for line in answer.read().decode().splitlines()]
         [value] = [value for name, _, value in lines if name == f"edgemirror_{series}"]
         return float(value)
+
+    def ready(self) -> dict[str, Any]:
+        """Return what `/readyz` says."""
+        try:
+            with urllib.request.urlopen(f"{self.http}/readyz", timeout=WAIT_S) as answer:
+                return dict(json.load(answer))
+        except urllib.error.HTTPError as error:
+            with error:
+                return dict(json.load(error))
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Return the events of a name that the gateway has logged so far, over all its lives."""

@@ -56,10 +56,10 @@ class Subscriber:
             self.heard.append(Heard(message.topic, bytes(message.payload), message.qos, message.retain))
             self._news.notify_all()
 
-    def wait(self, condition: Callable[[Heard], bool], count: int = 1) -> list[Heard]:
-        """Return the messages that meet a condition once there are so many of them."""
+    def wait(self, condition: Callable[[Heard], bool], count: int = 1, since: int = 0) -> list[Heard]:
+        """Return the messages, from a place in `heard` on, that meet a condition once there are so many of them."""
         found: list[Heard] = []
-        looked = 0
+        looked = since
 
         def enough() -> bool:
             nonlocal looked
