@@ -411,7 +411,7 @@ def test_overflow_is_told_by_handle_and_only_when_both_bits_are_set() -> None:
     assert decoded(item(6, double(0))).overflow.tolist() == []
 
 
-@pytest.mark.parametrize("foreign", [9, 10, 0xFFFFFFFF])
+@pytest.mark.parametrize("foreign", [9, 10, 0xFFFFFFFE])
 def test_item_with_a_handle_that_is_not_ours_is_left_out_and_counted(foreign: int) -> None:
     items = [item(1, string("a")), item(foreign, string("b"), status=0x0480), item(8, string("c"))]
     got = decoded(*items, limit=9)
@@ -423,7 +423,7 @@ def test_item_with_a_handle_that_is_not_ours_is_left_out_and_counted(foreign: in
 
 def test_only_handles_that_the_server_was_asked_for_are_taken() -> None:
     """Another server's tags are in the same journal."""
-    items = [item(h, string("x"), status=0x0480) for h in (0, 3, 4, 7, 8, 9, 0xFFFFFFFF)]
+    items = [item(h, string("x"), status=0x0480) for h in (0, 3, 4, 7, 8, 9, 0xFFFFFFFE)]
     message = read_publish(publish([data_change(items)]))
     got = decode(message, handle_limit=9, monitored=handle_mask([3, 7]))
     assert got.batch.handle.tolist() == [3, 7] and got.overflow.tolist() == [3, 7]
