@@ -19,7 +19,7 @@ from gateway.server import MonitoredItem
 from mirror.tags import Tag
 from mirror.ticks import to_unix_s
 
-HANDLE = 0xFFFF_FFFF  # no tag will ever have it: handles are dense and there is no room for so many
+HANDLE = 0x7FFF_FFFF  # no tag will ever have it; node-opcua makes 0 of the highest one
 SAMPLING_MS = 1000.0
 ITEM = MonitoredItem(HANDLE, Tag("", "http://opcfoundation.org/UA/", "i=2258"), SAMPLING_MS, 1)
 

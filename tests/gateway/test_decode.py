@@ -43,10 +43,10 @@ def values(got: Decoded) -> list[bytes]:
 def test_every_field_of_a_publish_response_is_read() -> None:
     body = publish(
         [data_change([item(1, double(1))])],
-        subscription=0xFFFFFFFE, available=[3, 4, 5], more=True, sequence=5, publish_ticks=T0 + 1, acks=[0, 0x807A0000],
+        subscription=0xFFFFFFFF, available=[3, 4, 5], more=True, sequence=5, publish_ticks=T0 + 1, acks=[0, 0x807A0000],
     )  # fmt: skip
     message = read_publish(body)
-    assert (message.subscription, message.available, message.more) == (0xFFFFFFFE, (3, 4, 5), True)
+    assert (message.subscription, message.available, message.more) == (0xFFFFFFFF, (3, 4, 5), True)
     assert (message.sequence, message.publish_ticks, message.response_ticks) == (5, T0 + 1, T0 + 99)
     assert (message.service_result, message.ack_results) == (0, (0, 0x807A0000))
     assert [n[0] for n in message.notifications] == [811]
@@ -411,7 +411,7 @@ def test_overflow_is_told_by_handle_and_only_when_both_bits_are_set() -> None:
     assert decoded(item(6, double(0))).overflow.tolist() == []
 
 
-@pytest.mark.parametrize("foreign", [9, 10, 0xFFFFFFFE])
+@pytest.mark.parametrize("foreign", [9, 10, 0xFFFFFFFF])
 def test_item_with_a_handle_that_is_not_ours_is_left_out_and_counted(foreign: int) -> None:
     items = [item(1, string("a")), item(foreign, string("b"), status=0x0480), item(8, string("c"))]
     got = decoded(*items, limit=9)
@@ -423,7 +423,7 @@ def test_item_with_a_handle_that_is_not_ours_is_left_out_and_counted(foreign: in
 
 def test_only_handles_that_the_server_was_asked_for_are_taken() -> None:
     """Another server's tags are in the same journal."""
-    items = [item(h, string("x"), status=0x0480) for h in (0, 3, 4, 7, 8, 9, 0xFFFFFFFE)]
+    items = [item(h, string("x"), status=0x0480) for h in (0, 3, 4, 7, 8, 9, 0xFFFFFFFF)]
     message = read_publish(publish([data_change(items)]))
     got = decode(message, handle_limit=9, monitored=handle_mask([3, 7]))
     assert got.batch.handle.tolist() == [3, 7] and got.overflow.tolist() == [3, 7]
