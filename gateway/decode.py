@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gateway import canary
 from gateway.walk import Walk
 from mirror.batch import ARRAY, Batch, Kind, take
 from mirror.errors import Corrupt
@@ -76,12 +77,14 @@ class Decoded:
         batch: Rows in the order of the wire.
         overflow: uint32[], ascending: handles with a value before which the server discarded others.
         refused: Items left out because their handle is not one of ours.
+        canary: The server's clock in ticks as the canary tells it, 0 if it is not readable; None without one.
         slow: Items whose size was found one by one, in Python.
     """
 
     batch: Batch
     overflow: NDArray[np.uint32]
     refused: int
+    canary: int | None
     slow: int
 
 
@@ -137,13 +140,14 @@ def decode(message: Message, *, handle_limit: int, monitored: NDArray[np.bool_] 
     batch = walk.gather()
     assert monitored is None or len(monitored) <= handle_limit + 1, "nothing beyond the limit is monitored"
     ours = batch.handle < handle_limit if monitored is None else monitored.take(batch.handle, mode="clip")
-    refused = 0
+    refused, heard = 0, None
     if not ours.all():
-        refused = len(ours) - int(np.count_nonzero(ours))
+        heard, others = _canary(batch)
+        refused = len(ours) - int(np.count_nonzero(ours)) - others
         batch = take(batch, np.flatnonzero(ours))
     lost = (batch.status & np.uint32(OVERFLOW)) == OVERFLOW
     overflow = np.unique(batch.handle[lost]) if lost.any() else _NO_HANDLES
-    return Decoded(batch, overflow, refused, walk.slow)
+    return Decoded(batch, overflow, refused, heard, walk.slow)
 
 
 def handle_mask(handles: Iterable[int]) -> NDArray[np.bool_]:
@@ -152,6 +156,16 @@ def handle_mask(handles: Iterable[int]) -> NDArray[np.bool_]:
     mask = np.zeros(int(wanted.max(initial=-1)) + 2, np.bool_)
     mask[wanted] = True
     return mask
+
+
+def _canary(batch: Batch) -> tuple[int | None, int]:
+    """Return what the last row of the canary tells, None without one, and how many it has."""
+    rows = np.flatnonzero(batch.handle == canary.HANDLE)
+    if not len(rows):
+        return None, 0
+    last = rows[-1]
+    told = batch.kind[last] == Kind.DATETIME and not batch.status[last] & 0x80000000
+    return (int(batch.bits[last]) if told else 0), len(rows)
 
 
 _NO_HANDLES = np.zeros(0, np.uint32)

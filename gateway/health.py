@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LOOP_LAG_S_MAX = 5.0
+SKEW_S_MAX = 60.0  # from there on rows count as ahead of this box, or are late for dashboards
 CLOCK_OFFSET_S_MAX = 1.0
 LAG_INTERVALS = 2  # push intervals that a sample may wait
 LAG_FREE_S = 30.0  # and so much longer, for answers that are slow
@@ -35,6 +36,8 @@ class SourceFigures:
         mismatches: Tags whose device said something else.
         audits_refused: Reads of the audit that the server refused.
         audit_turn_s: How long the last turn over all tags took; 0 before the first.
+        canary_deaths: Subscriptions that were made anew because the server's clock stood still in them.
+        clock_skew_s: Server's clock less ours, to about a publishing interval; None where it is not heard.
         error: Why it is not live.
     """
 
@@ -49,6 +52,8 @@ class SourceFigures:
     mismatches: int = 0
     audits_refused: int = 0
     audit_turn_s: float = 0.0
+    canary_deaths: int = 0
+    clock_skew_s: float | None = None
     error: str = ""
 
 
@@ -236,6 +241,8 @@ def _problems(f: Figures) -> Iterator[Problem]:
         if s.state != "live":
             why = f": {s.error}" if s.error else ""
             yield Problem(f"source {s.name}", f"{s.state} for {s.since_s:.0f} s{why}", True)
+        elif s.clock_skew_s is not None and abs(s.clock_skew_s) > SKEW_S_MAX:
+            yield Problem(f"source {s.name}", f"its clock is {s.clock_skew_s:+.0f} s from ours", False)
     if f.role_reason:
         yield Problem("role", f"{f.role}: {f.role_reason}", True)
     elif f.sync is not None and f.sync.trouble:
@@ -331,6 +338,8 @@ METRICS = {
     "audit_tags_total": ("counter", "Tags read and compared with the mirror."),
     "audit_mismatches_total": ("counter", "Tags whose device said something else than the mirror held."),
     "audit_refused_total": ("counter", "Reads of the audit that the server refused."),
+    "canary_deaths_total": ("counter", "Subscriptions made anew because the server's clock stood still in them."),
+    "opcua_clock_skew_seconds": ("gauge", "The server's clock less this box's."),
     "audit_turn_seconds": ("gauge", "How long the last turn over all tags took."),
     "samples_total": ("counter", "Samples received, by quality."),
     "sample_gap_seconds_max": ("gauge", "Longest silence of one stream that ended in the last minute or goes on."),
@@ -414,6 +423,9 @@ def _sources(f: Figures) -> Iterator[_Sample]:
         yield "audit_tags_total", source, s.audited
         yield "audit_mismatches_total", source, s.mismatches
         yield "audit_refused_total", source, s.audits_refused
+        yield "canary_deaths_total", source, s.canary_deaths
+        if s.clock_skew_s is not None:
+            yield "opcua_clock_skew_seconds", source, s.clock_skew_s
         if s.audit_turn_s:
             yield "audit_turn_seconds", source, s.audit_turn_s
         for quality, count in s.samples.items():

@@ -17,6 +17,11 @@ def from_unix_s(seconds: float) -> int:
     return int(seconds * TICKS_PER_S) + UNIX_EPOCH_TICKS
 
 
+def to_unix_s(ticks: int) -> float:
+    """Return ticks as Unix seconds."""
+    return (ticks - UNIX_EPOCH_TICKS) / TICKS_PER_S
+
+
 def clock_text(ticks: int) -> str:
     """Return a time for people, to the second: `2026-01-31 23:59:59 UTC`; its number outside the calendar."""
     try:

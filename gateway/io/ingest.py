@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway import sampler
+from gateway.canary import Canary
 from gateway.decode import Message, decode, handle_mask
 from gateway.io import datadir
 from gateway.io.arrivals import Arrival, Before, Call, CallFailed, MessageFailed
@@ -98,6 +99,7 @@ class Ingest:
         self._owners: dict[str, str] = {}
         self._monitored: dict[str, NDArray[np.bool_]] = {}  # by stream: the handles that its server may write
         self._waiting: dict[str, Batch] = {}  # rows that are stored in front of the stream's next ones
+        self.canaries: dict[str, Canary] = {}  # by stream; read by anyone
         self.before: dict[str, Before] = {}  # by gap, for the newest ones
         self._opened: dict[str, str] = {}  # by stream: the gap opened last, which may be opened again longer
         self._inbox: queue.SimpleQueue[Arrival | Call | None] = queue.SimpleQueue()
@@ -473,6 +475,12 @@ class Ingest:
         """Return a message's rows, and the handles whose queue ran over at the server."""
         decoded = decode(message, handle_limit=len(self.journal.tags), monitored=self._monitored[item.stream])
         done.counts["refused"] += decoded.refused
+        if decoded.canary is not None and not item.republished:
+            here = self._samplers[item.stream].position
+            self.canaries.setdefault(item.stream, Canary()).hear(
+                decoded.canary, at=("", 0) if here is None else (here.timeline, here.covered),
+                now_s=self._clock(), unix_s=time.time(),
+            )  # fmt: skip
         if item.republished:
             done.counts["recovered_rows"] += len(decoded.batch)
         if len(decoded.overflow):

@@ -36,6 +36,8 @@ EVENTS = {
     "stream.items_refused": "the server refused to monitor some nodes",
     "stream.items_accepted": "nodes that the server had refused are monitored now",
     "audit.mismatch": "devices, when read, said something else than the mirror held; a gap row says which",
+    "canary.silent": "a server's own clock is told no more in a subscription, which is made anew",
+    "canary.refused": "a server does not let its clock be monitored: keep-alives alone are watched",
     "audit.refused": "the server refused to read tags for the audit",
     "gap.opened": "something is missing; a row says what and why",
     "gap.closed": "a gap was filled, or declared lost",

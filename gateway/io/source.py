@@ -27,6 +27,7 @@ from gateway.decode import Message
 from gateway.io.attempts import STEADY_S, answered, first_failure, pause_s
 from gateway.io.auditor import Auditor
 from gateway.io.backfill import Backfiller
+from gateway.io.canary import Canaries
 from gateway.io.ingest import Ingest, position_name, read_position
 from gateway.io.journal import Journal
 from gateway.io.log import log
@@ -129,6 +130,7 @@ class SourceRunner:
         self._failed_resumes = 0  # in a row, on an open channel
         self._first = True
         self._models = Models(config, ingest, self._fact)
+        self.canaries = Canaries(config.name, ingest, clock=clock)
         self.auditor = Auditor(config.name, config.audit_s, ingest)
 
     async def run(self) -> None:
@@ -213,6 +215,7 @@ class SourceRunner:
                 self._backfiller.run(connection, self.streams), self._worker(connection),
                 self._fetched_then_pump(connection, how), self._pumps.watch(self._resumed.is_set),
                 self._refusals.retry(connection, self.streams, partial(self._keep, facts)), self._audited(connection),
+                self.canaries.watch(self.streams, self._resumed.is_set),
             ]  # fmt: skip
             if cached:
                 tasks.append(self._browse_again(connection, facts))
@@ -379,6 +382,7 @@ class SourceRunner:
             raise ConfigError(f"source {self.config.name!r}: the server monitors none of the {len(items)} tags")
         held = Held(made.id, made.publishing_ms, made.keep_alive_count, made.queue_size_min, made.refused)
         await self._call(partial(_save_stream, p.id, held, facts))
+        await self.canaries.put(connection, made.id)
         self._pumps.made(made.id)
         self._refetch.made(made.id)
         self._refusals.made(p.id, held, made.response_ticks)

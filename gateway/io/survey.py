@@ -157,6 +157,8 @@ class Survey:
             reconnects=max(0, status.connects - 1), overflows=overflows, samples=dict(samples),
             error=status.last_error, audited=audits.tags, mismatches=audits.mismatches,
             audits_refused=audits.refused, audit_turn_s=audits.full_turn_s,
+            canary_deaths=source.canaries.deaths,
+            clock_skew_s=next((c.skew_s for c in source.canaries.of(source.streams) if c.server_ticks), None),
         )  # fmt: skip
 
     def _tags(self) -> dict[str, int]:

@@ -37,6 +37,11 @@ def double(value: float) -> bytes:
     return struct.pack("<Bd", 11, value)
 
 
+def datetime(ticks: int) -> bytes:
+    """Return a DateTime Variant."""
+    return b"\x0d" + ticks.to_bytes(8, "little")
+
+
 def string(text: str | None) -> bytes:
     """Return a Variant that holds a String."""
     data = (text or "").encode()

@@ -43,10 +43,10 @@ def values(got: Decoded) -> list[bytes]:
 def test_every_field_of_a_publish_response_is_read() -> None:
     body = publish(
         [data_change([item(1, double(1))])],
-        subscription=0xFFFFFFFE, available=[3, 4, 5], more=True, sequence=5, publish_ticks=T0 + 1, acks=[0, 0x807A0000],
+        subscription=0xFFFFFFFF, available=[3, 4, 5], more=True, sequence=5, publish_ticks=T0 + 1, acks=[0, 0x807A0000],
     )  # fmt: skip
     message = read_publish(body)
-    assert (message.subscription, message.available, message.more) == (0xFFFFFFFE, (3, 4, 5), True)
+    assert (message.subscription, message.available, message.more) == (0xFFFFFFFF, (3, 4, 5), True)
     assert (message.sequence, message.publish_ticks, message.response_ticks) == (5, T0 + 1, T0 + 99)
     assert (message.service_result, message.ack_results) == (0, (0, 0x807A0000))
     assert [n[0] for n in message.notifications] == [811]

@@ -142,7 +142,7 @@ def test_the_document_says_what_readyz_and_mqtt_show() -> None:
 def full() -> Figures:
     source = SourceFigures(
         "p7", "live", silent_s=0.1, reconnects=2, overflows=3, samples={"good": 5, "bad": 1},
-        audited=5, mismatches=4, audits_refused=3, audit_turn_s=600.0,
+        audited=5, mismatches=4, audits_refused=3, audit_turn_s=600.0, canary_deaths=1, clock_skew_s=0.5,
     )  # fmt: skip
     return healthy(
         sources=[source], tags={"good": 60}, gaps={"overflow": 4}, clock_offset_s=0.001, verify_age_s=60.0,
@@ -154,7 +154,7 @@ def otherwise() -> Figures:
     """Return figures of which everything that is a metric differs from `full()`."""
     source = SourceFigures(
         "p7", "stale", silent_s=9.0, reconnects=3, overflows=4, samples={"good": 6, "bad": 2},
-        audited=9, mismatches=8, audits_refused=7, audit_turn_s=601.0,
+        audited=9, mismatches=8, audits_refused=7, audit_turn_s=601.0, canary_deaths=2, clock_skew_s=-1.5,
     )  # fmt: skip
     sync = SyncFigures(
         error="refused", lag_s=7, segments=3, sent_bytes=5, received_bytes=6, errors=7, interval_s=2.0

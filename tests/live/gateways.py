@@ -109,6 +109,7 @@ class Seen:
         rows: Every row as (node, value, source ticks, server ticks, status) with its number of copies.
         spans: (stream, timeline, origin, from, to) of each chunk.
         at: By node number and value, when this observer first saw it (Unix seconds).
+        strange: Good rows of another type than the counters have.
     """
 
     values: dict[int, Counter[int]] = field(default_factory=dict)
@@ -118,6 +119,7 @@ class Seen:
     spans: list[tuple[str, str, str, int, int]] = field(default_factory=list)
     at: dict[tuple[int, int], float] = field(default_factory=dict)
     chunks: int = 0
+    strange: int = 0
 
     def add(self, batch: Batch, node: dict[int, int]) -> None:
         now = time.time()
@@ -131,6 +133,7 @@ class Seen:
                 self.at.setdefault((number, value), now)
             else:
                 self.bad[number] = int(batch.status[row])
+                self.strange += bool(batch.status[row] < 0x40000000 and batch.kind[row] != 0)
 
 
 def rows(batch: Batch, node: dict[int, int]) -> Iterable[tuple[int, Row]]:
@@ -161,7 +164,7 @@ class Verdict:
         undeclared: Lost ones that no gap row tells of, as (node, value, unix time).
         duplicates: Further copies of rows, equal in time, status and value.
         overlaps: Pairs of chunks of one origin whose intervals overlap.
-        foreign: Values that the server never wrote.
+        foreign: Values that the server never wrote, rows of another type included.
         gaps: Rows of the ledger.
     """
 
@@ -385,7 +388,7 @@ class Rig:
         seen, last = self.look(), self.now()
         writes, gaps = self.server.writes(), self.gaps()
         tags = {node: self.reader.tags()[handle].identity for handle, node in numbers(self.reader.tags()).items()}
-        produced = lost = foreign = 0
+        produced, lost, foreign = 0, 0, seen.strange
         undeclared = []
         for node in sorted(set(range(self.server.nodes)) - set(without)):
             found = seen.values.get(node, Counter())

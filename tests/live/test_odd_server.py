@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ def mirrored(folder: Path, **settings: object) -> Iterator[tuple[OddServer, Rig]
     """A server and a gateway that audits it every two seconds, with everything fresh."""
     with (
         OddServer(folder / "server", nodes=NODES) as server,
-        Rig(folder / "rig", server, audit_s=AUDIT_S, **settings) as rig,
+        Rig(folder / "rig", server, **{"audit_s": AUDIT_S, **settings}) as rig,  # type: ignore[arg-type]
     ):
         server.write()
         rig.live()
@@ -29,6 +30,26 @@ def mirrored(folder: Path, **settings: object) -> Iterator[tuple[OddServer, Rig]
 
 def mismatches(rig: Rig) -> list[Gap]:
     return [gap for gap in rig.gaps() if gap.reason == Reason.MISMATCH]
+
+
+def test_a_server_that_samples_nothing_any_more_is_found_by_its_clock_although_no_tag_is_to_change(
+    tmp_path: Path,
+) -> None:
+    with mirrored(tmp_path, audit_s=0) as (server, rig):
+        rig.until(lambda: abs(rig.metric('opcua_clock_skew_seconds{source="counters"}')) < 2, "the clock heard")
+        time.sleep(2.5)  # it is believed once it has been heard three times, at one a second
+        server.odd("mute")
+        server.write(3)
+        began = time.monotonic()
+        rig.until(lambda: bool(rig.events("canary.silent")), "the silence found", 20)
+        found_s = time.monotonic() - began
+        server.odd("heal")
+        rig.live()
+        verdict = rig.verdict()
+        print({"test": "mute", "found_s": round(found_s, 2), **verdict.figures()})
+        assert 4.0 < found_s < 8.0
+        assert Reason.MUTE in {gap.reason for gap in verdict.gaps if gap.tags is None}
+        assert verdict.undeclared == [] and rig.metric('canary_deaths_total{source="counters"}') == 1
 
 
 def test_a_server_that_stays_connected_and_delivers_nothing_is_found_and_mended(tmp_path: Path) -> None:
