@@ -63,61 +63,65 @@ class Fault:
 
     Attributes:
         name: For people.
-        make: Makes it and heals it.
+        make: Makes it and heals it; returns when it was healed.
         settings: Of the gateway.
         overflows: Whether a queue runs over on purpose.
     """
 
     name: str
-    make: Callable[[Rig, Proxy], None]
+    make: Callable[[Rig, Proxy], float]
     settings: dict[str, object]
     overflows: bool = False
 
 
-def _kill(rig: Rig, _way: Proxy) -> None:
-    rig.kill()
-    time.sleep(1.0)
-    rig.start()
-
-
-def _down(rig: Rig, _way: Proxy) -> None:
-    rig.kill()
-    time.sleep(LONGER_S)
-    rig.start()
-
-
-def _cut(seconds: float) -> Callable[[Rig, Proxy], None]:
-    def make(_rig: Rig, way: Proxy) -> None:
-        way.cut()
+def _kill(seconds: float) -> Callable[[Rig, Proxy], float]:
+    def make(rig: Rig, _way: Proxy) -> float:
+        rig.kill()
         time.sleep(seconds)
-        way.heal()
+        healed = time.monotonic()
+        rig.start()
+        return healed
 
     return make
 
 
-def _stall(_rig: Rig, way: Proxy) -> None:
+def _cut(seconds: float) -> Callable[[Rig, Proxy], float]:
+    def make(_rig: Rig, way: Proxy) -> float:
+        way.cut()
+        time.sleep(seconds)
+        way.heal()
+        return time.monotonic()
+
+    return make
+
+
+def _stall(_rig: Rig, way: Proxy) -> float:
     way.stall()
     time.sleep(4.0)
     way.flow()
+    return time.monotonic()
 
 
-def _crash(rig: Rig, _way: Proxy) -> None:
+def _crash(rig: Rig, _way: Proxy) -> float:
     rig.server.crash()
     time.sleep(1.5)
     rig.server.restart()
     rig.server.run(RATE_HZ)
+    return time.monotonic()
 
 
-def _freeze(rig: Rig, _way: Proxy) -> None:
+def _freeze(rig: Rig, _way: Proxy) -> float:
     assert rig.process is not None
     rig.process.freeze()
     time.sleep(3.0)
     rig.process.thaw()
+    return time.monotonic()
 
 
 FAULTS = {
-    "kill": Fault("gateway killed, back after 1 s", _kill, {}),
-    "down": Fault(f"gateway away for {LONGER_S:g} s, the session for {SESSION_S:g}", _down, {"session_timeout_s": 10}),
+    "kill": Fault("gateway killed, back after 1 s", _kill(1.0), {}),
+    "down": Fault(f"gateway away for {LONGER_S:g} s, the session for {SESSION_S:g}", _kill(LONGER_S),
+                  {"session_timeout_s": 10}),
     "cut": Fault("connection reset and refused for 2 s", _cut(2.0), {}),
     "stall": Fault("nothing moves for 4 s", _stall, {}),
     "away": Fault(f"connection away for {LONGER_S:g} s, the session for {SESSION_S:g}", _cut(LONGER_S),
@@ -133,7 +137,7 @@ class Cell:
 
     Attributes:
         verdict: The count.
-        fresh_s: From the end of the fault to live samples of every node.
+        fresh_s: From the end of the fault, or the start of the process, to live samples of every node.
         marked: Whether the stream says that it cannot know of overflows.
     """
 
@@ -164,8 +168,7 @@ def measure(kind: Kind, fault: Fault, folder: Path) -> Cell:
         rig.live()
         server.run(RATE_HZ)
         rig.grown(10)
-        fault.make(rig, way)
-        healed = time.monotonic()
+        healed = fault.make(rig, way)
         now = rig.now()
         rig.until(lambda: rig.has({node: value + 1 for node, value in now.items()}), "live samples")
         fresh_s = time.monotonic() - healed
