@@ -151,6 +151,7 @@ class Reason(_Word):
     NODE_GONE = "node_gone"
     MISMATCH = "mismatch"  # a device, when it was read, said something else than the mirror held
     MUTE = "mute"  # keep-alives came, and the server's own clock, which is monitored too, no longer did
+    DAMAGED = "damaged"  # the local file was damaged before the bucket had it
     QUEUE_UNKNOWN = "queue_unknown"  # the server cannot tell whether its queue ran over
 
 

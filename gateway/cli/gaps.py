@@ -36,6 +36,8 @@ STORIES = {
     Reason.UNDECODABLE: "a message could not be decoded; its bytes are kept in the journal's quarantine",
     Reason.NODE_GONE: "the server no longer has these nodes",
     Reason.MISMATCH: "the device, when it was read, said something else than the mirror held: the server left it out",
+    Reason.MUTE: "keep-alives came, but the server's own clock stood still in this subscription: nothing was sampled",
+    Reason.DAMAGED: "the journal was damaged; what could not be read of it had not been pushed, as far as is known",
     Reason.QUEUE_UNKNOWN: "the server cannot tell whether its queues ran over",
 }
 #: By closure: how it ended.

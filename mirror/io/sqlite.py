@@ -79,9 +79,9 @@ def reaction(error: apsw.Error, path: Path) -> MirrorError | apsw.Error:
     text = f"{path}: {error}"
     if isinstance(error, apsw.NotADBError):
         which = "a journal is the file mirror.db in replica.data_dir"
-        return Corrupt(text, hint=f"{which}; if this is it, {_start_again(path)}")
+        return Corrupt(text, hint=f"{which}; if this is it, {_REPAIR}")
     if isinstance(error, apsw.CorruptError | apsw.FormatError):
-        return Corrupt(text, hint=_start_again(path))
+        return Corrupt(text, hint=_REPAIR)
     if isinstance(error, apsw.FullError):
         return Unavailable(text, hint=f"free space on the disk of {path.parent}")
     if isinstance(error, apsw.IOError | apsw.BusyError | apsw.LockedError | apsw.NoMemError | apsw.InterruptError):
@@ -93,6 +93,9 @@ def reaction(error: apsw.Error, path: Path) -> MirrorError | apsw.Error:
 
 def _start_again(path: Path) -> str:
     return f"move {path} away and start again; what the bucket has can be restored from it"
+
+
+_REPAIR = "stop the gateway, then `edgemirror repair`: it saves what can be read"
 
 
 def connect(path: Path, *, write: bool = False, vfs: str = "") -> apsw.Connection:
@@ -206,7 +209,7 @@ def check(db: apsw.Connection, path: Path) -> None:
             found = [str(result) for result in checked]
     damage = [line for line in found if line != "ok"]
     if damage:
-        raise Corrupt(f"{path} is damaged: {damage[0]}", hint=_start_again(path))
+        raise Corrupt(f"{path} is damaged: {damage[0]}", hint=_REPAIR)
 
 
 def bound_time(db: apsw.Connection, seconds_max: float) -> Callable[[], None]:

@@ -94,7 +94,7 @@ def test_what_cannot_be_examined_is_wrong_and_the_rest_is_examined(tmp_path: Pat
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mirror.db").write_bytes(b"not SQLite" * 500)
     found = {f.part: f for f in examine(configuration(tmp_path, 'certificate_file="/nowhere.der"\n'))}
-    assert found["journal"].level == "fail" and "start again" in found["journal"].hint
+    assert found["journal"].level == "fail" and "edgemirror repair" in found["journal"].hint
     assert found["certificate"].level == "fail" and "/nowhere.der" in found["certificate"].text
     assert found["disk"].level in ("ok", "warn", "fail") and found["store"].level == "warn"
 
