@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from gateway.checkup import EXPIRY_DAYS
 from mirror.header import Clock
 
 DAY_S = 86_400.0
@@ -19,7 +20,6 @@ GIB = 1 << 30
 FSYNC_MS_GOOD, FSYNC_MS_MAX = 10.0, 100.0  # an acknowledgement waits for one; queues bridge some seconds
 CLOCK_ERROR_S_GOOD, CLOCK_ERROR_S_MAX = 0.1, 1.0
 STORE_MS_GOOD = 1000.0  # a segment every second is the shortest push interval
-CERTIFICATE_DAYS_GOOD = 30.0
 DISK_DAYS_GOOD = 14.0
 FREE_BYTES_MIN = 256 << 20
 
@@ -105,8 +105,8 @@ def judge_certificate(name: str, expires_s: float, file: str) -> Found:
     """
     days = expires_s / DAY_S
     text = f"{file} expired {-days:.0f} days ago" if days < 0 else f"{file} is valid for {days:.0f} more days"
-    level = "fail" if days < 0 else "warn" if days < CERTIFICATE_DAYS_GOOD else "ok"
-    return Found(f"certificate {name}", level, text, "" if level == "ok" else f"replace {file} and restart the gateway")
+    level = "fail" if days < 0 else "warn" if days < EXPIRY_DAYS else "ok"
+    return Found(f"certificate {name}", level, text, "" if level == "ok" else "edgemirror trust renew")
 
 
 def judge_store(times_ms: Sequence[float], failed: Sequence[str], warned: Sequence[str]) -> list[Found]:

@@ -32,6 +32,7 @@ VERBS: tuple[tuple[str, str, str], ...] = (
     ("history", "gateway.cli.history:history", "print what one tag said, with what is missing in between"),
     ("gaps", "gateway.cli.gaps:gaps", "list, explain or close what is missing"),
     ("doctor", "gateway.cli.doctor:doctor", "look at clock, disk, journal, certificates and bucket of this box"),
+    ("trust", "gateway.cli.trust:trust", "show, accept or reject certificates of servers; renew the gateway's own"),
     ("verify", "gateway.cli.verify:verify", "prove the bucket: names, signatures, hashes, digests, coverage"),
     ("repair", "gateway.cli.repair:repair", "put a damaged journal aside and save what can be read of it"),
     ("backup", "gateway.cli.backup:backup", "write configuration, keys, certificates and secrets into one file"),
@@ -46,6 +47,15 @@ GAPS = {
     "list": "one line for each gap, oldest first",
     "explain": "what happened, which tags, how it ended",
     "declare-lost": "close a gap that nobody will fill",
+}
+
+#: What `trust` can do.
+TRUST = {
+    "list": "one line for each certificate, trusted or refused, with the reason",
+    "show": "all that a person compares",
+    "accept": "trust a certificate that was refused",
+    "reject": "trust a certificate no longer",
+    "renew": "make a new certificate for this gateway, over the same key",
 }
 
 
@@ -179,6 +189,16 @@ def _gaps(sub: argparse.ArgumentParser) -> None:
             action.add_argument("--why", required=True, help="kept in the ledger and in the log")
 
 
+def _trust(sub: argparse.ArgumentParser) -> None:
+    actions = sub.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, text in TRUST.items():
+        action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON instead of text")
+        _config(action)
+        if name in ("show", "accept", "reject"):
+            action.add_argument("thumbprint", help="the certificate's thumbprint, or its beginning")
+
+
 def _verify(sub: argparse.ArgumentParser) -> None:
     _config(sub)
     sub.add_argument("--alone", action="store_true", help="trust the bucket alone, not what this journal remembers")
@@ -215,6 +235,7 @@ _ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "history": _history,
     "gaps": _gaps,
     "doctor": _config,
+    "trust": _trust,
     "verify": _verify,
     "repair": _journal,
     "backup": _backup,

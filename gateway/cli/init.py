@@ -25,7 +25,8 @@ from gateway.cli.fleet import from_list
 from gateway.config import Source, parse
 from gateway.draft import Heading, SourceDraft
 from gateway.io.discover import discover
-from gateway.io.drafting import Visit, keep, own_certificate, refusal, visit, write_new
+from gateway.io.drafting import Visit, keep, own_certificate, refusal, visit
+from gateway.io.files import write_new
 from gateway.offer import Offered
 from gateway.plain import name_of
 from mirror.errors import ConfigError, MirrorError

@@ -7,7 +7,6 @@ copy of one that waits for that.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,6 +21,7 @@ from gateway.capabilities import Capabilities
 from gateway.config import Source
 from gateway.io.discover import capabilities
 from gateway.io.explore import explore
+from gateway.io.files import write_new
 from gateway.io.opcua import Connection
 from gateway.io.trust import check
 from gateway.offer import CertificateFacts, Offered, certificate_facts
@@ -152,15 +152,3 @@ def keep(offered: Offered, folder: Path) -> tuple[Path, CertificateFacts]:
     except OSError as error:
         raise ConfigError(f"{file} cannot be written: {error.strerror}", hint=f"ls -ld {folder}") from error
     return file, facts
-
-
-def write_new(file: Path, data: bytes, mode: int) -> None:
-    """Write a file that does not exist, durable; FileExistsError if it does."""
-    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    try:
-        left = memoryview(data)
-        while left:
-            left = left[os.write(handle, left) :]
-        os.fsync(handle)
-    finally:
-        os.close(handle)

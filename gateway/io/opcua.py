@@ -21,7 +21,6 @@ import contextlib
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import make_dataclass, replace
-from datetime import UTC, datetime
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
@@ -40,10 +39,9 @@ from gateway import monitor, server
 from gateway.browse import node_text
 from gateway.config import Source
 from gateway.decode import read_republish, read_values
-from gateway.io import history
+from gateway.io import history, trustlist
 from gateway.io.browse import browse
 from gateway.io.trust import application_uri
-from gateway.io.trust import check as check_certificate
 from gateway.server import FACT_NODES, OPERATOR_MENDS, MonitoredItem, Refused, Revised, ServerFacts, Subscription
 from mirror.batch import Batch, Kind, concat
 from mirror.errors import ConfigError, Corrupt, MirrorError, Unavailable
@@ -87,9 +85,8 @@ class Connection:
         self._password = password
         self._client: Any = None
         self._facts: ServerFacts | None = None
+        self._shown: tuple[bytes, str] | None = None  # the server's certificate and URI
         self._structures: dict[str, Structure] = {}
-
-    # ---- session --------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
         """Open a channel, create a session and activate it.
@@ -201,12 +198,18 @@ class Connection:
         if config.security == "none":
             return
         endpoint = self._endpoint(await client.connect_and_get_server_endpoints())
-        der = _first(endpoint.ServerCertificate)
-        check_certificate(der, endpoint.Server.ApplicationUri or "", config.trust_dir, datetime.now(UTC))
+        der, uri = _first(endpoint.ServerCertificate), endpoint.Server.ApplicationUri or ""
+        self._shown = (der, uri)
+        self.check_trust()
         await client.set_security(
             _policy(config.security), config.certificate_file, config.key_file,
             server_certificate=CertProperties(der, "der"), mode=endpoint.SecurityMode,
         )  # fmt: skip
+
+    def check_trust(self) -> None:
+        """Check the certificate that the server has shown; ConfigError if it is not trusted, or not any more."""
+        if self._shown is not None:
+            trustlist.check(*self._shown, self._config.name, self._config.trust_dir)
 
     def _endpoint(self, endpoints: Sequence[Any]) -> Any:
         """Return the endpoint of the configured policy and mode, the server's preferred one."""
@@ -241,8 +244,6 @@ class Connection:
             buffer = await self._session()._send_request(request, timeout)
         body: bytes = buffer._data[buffer._cur_pos :]
         return body
-
-    # ---- publishing -----------------------------------------------------------------------------------
 
     async def publish(self, acknowledge: Sequence[tuple[int, int]] = ()) -> bytes:
         """Wait for the next message; give it to `gateway.decode.read_publish`.
@@ -377,8 +378,6 @@ class Connection:
                 ours[subscription] = tuple(result.AvailableSequenceNumbers or ())
         return ours
 
-    # ---- reading --------------------------------------------------------------------------------------
-
     async def server_facts(self) -> ServerFacts:
         """Return what the server says of itself; asked once for each connection."""
         if self._facts is None:
@@ -438,8 +437,6 @@ class Connection:
         """Return the response to one BrowseNext."""
         parameters = ua.BrowseNextParameters(ContinuationPoints=list(points))
         return await self._ask("BrowseNext", ua.BrowseNextRequest(Parameters=parameters))
-
-    # ---- history --------------------------------------------------------------------------------------
 
     async def has_history(self, tags: Sequence[tuple[int, Tag]]) -> list[int]:
         """Return the handles of the tags whose history this user may read."""

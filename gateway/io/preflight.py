@@ -112,7 +112,7 @@ def _certificates(source: Source) -> list[Finding]:
         try:
             certificate = x509.load_der_x509_certificate(Path(source.certificate_file).read_bytes())
             application_uri(source.certificate_file)
-            hint = f"make a new one: rm {source.certificate_file} {source.key_file}, then edgemirror init"
+            hint = "edgemirror trust renew"
             found.append(validity(f"{where}, certificate_file", certificate.not_valid_before_utc,
                                   certificate.not_valid_after_utc, now, hint))  # fmt: skip
             key = load_pem_private_key(Path(source.key_file).read_bytes(), None)

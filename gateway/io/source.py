@@ -24,6 +24,7 @@ from gateway import plan as plans
 from gateway import sampler
 from gateway.config import Source
 from gateway.decode import Message
+from gateway.io import trustlist
 from gateway.io.attempts import STEADY_S, answered, first_failure, pause_s
 from gateway.io.auditor import Auditor
 from gateway.io.backfill import Backfiller
@@ -215,13 +216,19 @@ class SourceRunner:
                 self._backfiller.run(connection, self.streams), self._worker(connection),
                 self._fetched_then_pump(connection, how), self._pumps.watch(self._resumed.is_set),
                 self._refusals.retry(connection, self.streams, partial(self._keep, facts)), self._audited(connection),
-                self.canaries.watch(self.streams, self._resumed.is_set),
+                self.canaries.watch(self.streams, self._resumed.is_set), self._trusted(connection),
             ]  # fmt: skip
             if cached:
                 tasks.append(self._browse_again(connection, facts))
             await first_failure(tasks)
         finally:
             await connection.close(keep_session=kept)
+
+    async def _trusted(self, connection: Connection) -> None:
+        """End the session when the server's certificate is taken out of the trust folder, or revoked there."""
+        if self.config.security == "none":
+            await asyncio.Event().wait()
+        await trustlist.watch(Path(self.config.trust_dir), connection.check_trust)
 
     async def _audited(self, connection: Connection) -> None:
         """Compare tags with their devices, once everything that the server had kept is here."""

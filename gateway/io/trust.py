@@ -25,6 +25,7 @@ from mirror.errors import ConfigError
 
 _T = TypeVar("_T", bound=x509.ExtensionType)
 DEFAULT_URI = "urn:edgemirror:gateway"
+SUFFIXES = frozenset({".der", ".cer", ".crt", ".pem"})
 
 
 def application_uri(certificate_file: str) -> str:
@@ -72,8 +73,11 @@ def check(der: bytes, uri: str, trust_dir: str, now: datetime) -> None:
     if usage is not None and ExtendedKeyUsageOID.SERVER_AUTH not in usage:
         raise ConfigError(f"{name} is not meant for servers")
     if not _is_trusted(certificate, Path(trust_dir), now):
+        sha1 = hashlib.sha1(der, usedforsecurity=False).hexdigest()
         raise ConfigError(
-            f"{name} is not trusted", hint=f"compare it with the device's own display and copy it into {trust_dir}"
+            f"{name} is not trusted",
+            hint=f"compare thumbprint {sha1} with the device's own display; if it is the same:"
+            f" edgemirror trust accept {sha1[:12]}",
         )
 
 
@@ -87,7 +91,7 @@ def expires_at(file: str) -> float:
 
 def _is_trusted(certificate: x509.Certificate, folder: Path, now: datetime) -> bool:
     for path in sorted(folder.glob("*")):
-        if path.suffix.lower() not in {".der", ".cer", ".crt", ".pem"}:
+        if path.suffix.lower() not in SUFFIXES:
             continue
         for trusted in _load(path):
             if trusted == certificate:
