@@ -27,6 +27,7 @@ from mirror.variant import Structure, StructureField
 from mirror.wire import Reader
 
 DEPTH_MAX = 64
+FIELDS_MAX = 100_000  # of all structures of a server together, each nested one counted where it stands
 _VARIABLE = 2  # NodeClass
 _HAS_PROPERTY = "i=46"
 _IDENTIFIER = re.compile(r"^(?:i=\d{1,10}|s=.+|g=[0-9a-fA-F-]{36}|b=[A-Za-z0-9+/=]+)$", re.DOTALL)
@@ -304,29 +305,38 @@ def structures_of(
 
     Returns:
         By encoding, as it stands in an ExtensionObject; without those that nest themselves or anything
-        unknown.
+        unknown, and without those that would be too many (FIELDS_MAX): twenty types, each of two of the
+        next, are a million fields.
     """
+    built: dict[str, tuple[int | Structure | None, int]] = {}
 
-    def build(node: str, above: tuple[str, ...]) -> int | Structure | None:
+    def build(node: str, above: tuple[str, ...]) -> tuple[int | Structure | None, int]:
+        """Return a type and the number of its fields; None where it cannot be described."""
         definition = definitions.get(node)
         if definition is None:
-            return builtin.get(node)
+            return builtin.get(node), 1
+        if node in built:
+            return built[node]
         if node in above or len(above) > DEPTH_MAX:
-            return None
-        if definition.kind == "enum":
-            members = tuple(StructureField(f.name, 0, value=f.value) for f in definition.fields)
-            return Structure(names.get(node, node), "enum", members)
-        fields = []
+            return None, 0
+        fields, size = [], 1
         for f in definition.fields:
-            kind = build(f.type, (*above, node))
+            kind, parts = (0, 1) if definition.kind == "enum" else build(f.type, (*above, node))
             if kind is None:
-                return None
-            fields.append(StructureField(f.name, kind, f.value_rank, f.optional))
-        return Structure(names.get(node, node), definition.kind, tuple(fields))  # type: ignore[arg-type]
+                return None, 0
+            size += parts + len(f.name) // 32
+            if size > FIELDS_MAX:
+                built[node] = None, 0
+                return built[node]
+            fields.append(StructureField(f.name, kind, f.value_rank, f.optional, f.value))
+        structure = Structure(names.get(node, node), definition.kind, tuple(fields))  # type: ignore[arg-type]
+        built[node] = structure, size
+        return built[node]
 
-    found = {}
+    found, left = {}, FIELDS_MAX
     for node, definition in definitions.items():
-        structure = build(node, ())
-        if isinstance(structure, Structure) and definition.kind != "enum" and definition.encoding:
+        structure, size = build(node, ())
+        if isinstance(structure, Structure) and definition.kind != "enum" and definition.encoding and size <= left:
             found[definition.encoding] = structure
+            left -= size
     return found

@@ -3,8 +3,9 @@
 The front door to values: `body_size`, `decode` and `encode` from `mirror.wire`, status names from
 `mirror.status`, and here the definitions of structures and `readable`, the text of any value.
 
-The rule: `readable` never raises, whatever the bytes, since one odd value from one device must not stop
-a segment; what it cannot read it shows as base64.
+The rule: `readable` never raises and never works longer than a value's bytes warrant, since one odd value
+from one device must not stop a segment or the journal; what it cannot read, or only with too much work, it
+shows as base64, and where even that would be long, as a size.
 
 What it does not do: keep definitions. They are facts of a source and come as an argument.
 
@@ -17,9 +18,8 @@ import base64
 import json
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -28,18 +28,19 @@ from mirror.batch import ARRAY, FIXED_WIDTH, Kind
 from mirror.errors import Corrupt
 from mirror.status import status_name
 from mirror.tags import legible
-from mirror.wire import NESTING_MAX, Reader, Wire, body_size, decode, encode, nest
+from mirror.wire import NESTING_MAX, Parts, Reader, Wire, body_size, check_whole, decode, encode, nest
 
 __all__ = [
-    "Structure", "StructureField", "Texts", "body_size", "decode", "encode", "iso", "numbers", "readable",
-    "status_name",
+    "Structure", "StructureField", "Texts", "body_size", "check_whole", "decode", "encode", "iso", "numbers",
+    "readable", "status_name",
 ]  # fmt: skip
 
 
-#: A body longer than this has the empty text (16 times as much for an array of numbers), and so have those for
-#: which nothing is left of a segment's share: one byte of a hostile value may read as thirty.
+#: A longer body is not read but told by its size: 16 times as much where its text is made at once (an array of
+#: numbers, a ByteString, XML), any length for a String, which is its own text.
 TOLD_BODY_BYTES_MAX = 256 * 1024
-TOLD_MAX = 256 * 1024**2  # characters in a segment
+#: Characters in a segment, after which all are told by their size: one byte of a hostile value may read as thirty.
+TOLD_MAX = 256 * 1024**2
 
 
 class StructureField(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -86,6 +87,10 @@ _NUMBERS = {
         Kind.UINT32: "<u4", Kind.INT64: "<i8", Kind.UINT64: "<u8", Kind.DOUBLE: "<f8",
     }.items()
 }  # fmt: skip
+_SWIFT = {*_NUMBERS, Kind.BYTESTRING, Kind.XMLELEMENT}
+
+#: Fields that are passed over, and letters of a name, for the work of one part.
+_AT_ONCE = 32
 
 _EPOCH = datetime(1601, 1, 1)
 
@@ -97,8 +102,9 @@ def readable(kind: int, bits_or_body: int | Wire, structures: Mapping[str, Struc
     the infinities are the strings "NaN", "Infinity" and "-Infinity". A DateTime is ISO 8601 with seven
     digits, or its ticks outside the years 1 to 9999; a StatusCode its name; a ByteString base64; an
     ExtensionObject an object by its definition, else {"type", "body"} with the body in base64. A null
-    String is the empty text, every other null is `null`. Bytes that do not decode appear as
-    {"kind", "body"}: this function never raises.
+    String is the empty text, every other null is `null`. Bytes that do not decode, or that have more parts or
+    lists than their number warrants (`mirror.wire`), appear as {"kind", "body"}; a value longer than
+    TOLD_BODY_BYTES_MAX (see there) as {"kind", "size"}. This function never raises.
 
     Args:
         kind: The encoding byte.
@@ -107,21 +113,34 @@ def readable(kind: int, bits_or_body: int | Wire, structures: Mapping[str, Struc
     """
     if isinstance(bits_or_body, int):
         bits_or_body = bits_or_body.to_bytes(8, "little")[: int(FIXED_WIDTH[kind])]
+    if len(bits_or_body) > TOLD_BODY_BYTES_MAX * (16 if kind in _SWIFT else 1) and kind != Kind.STRING:
+        return _unread(kind, bits_or_body)
     if (text := numbers(kind, bits_or_body)) is not None:
         return text
     try:
-        value = decode(kind, bits_or_body)
+        check_whole(kind, bits_or_body)
+        reader = Reader(bytes(bits_or_body))
+        value = reader.body(kind)
         if kind == Kind.STRING:
             return _text(value or "")
-        return _json(_plain(kind, value, structures, 0))
+        return _json(_plain(kind, value, _Means(structures, reader.parts), 0))
     except (Corrupt, RecursionError):
-        return _json({"kind": kind, "body": base64.b64encode(bits_or_body).decode()})
+        return _unread(kind, bits_or_body)
+
+
+def _unread(kind: int, body: Wire) -> str:
+    """Return what stands for a value that is not read: its bytes, or how many they are."""
+    if len(body) > TOLD_BODY_BYTES_MAX:
+        return _json({"kind": kind, "size": len(body)})
+    return _json({"kind": kind, "body": base64.b64encode(body).decode()})
 
 
 def numbers(kind: int, body: Wire) -> str | None:
     """Return what `readable` returns for an array of finite numbers, much sooner; None for other values."""
     dtype = _NUMBERS.get(kind)
-    if dtype is None or len(body) < 5 or int.from_bytes(body[:4], "little") * dtype.itemsize != len(body) - 4:
+    if dtype is None or not 5 <= len(body) <= 16 * TOLD_BODY_BYTES_MAX:
+        return None
+    if int.from_bytes(body[:4], "little") * dtype.itemsize != len(body) - 4:
         return None
     items = np.frombuffer(body, dtype, offset=4)
     return str(items.tolist()).replace(" ", "") if np.isfinite(items).all() else None
@@ -140,17 +159,22 @@ class Texts:
         self.left = TOLD_MAX
 
     def of(self, kind: int, body: bytes, source: str) -> str:
-        """Return `readable` of a body of a source, or the empty text where that would be too much."""
-        if self.left <= 0 or len(body) > 16 * TOLD_BODY_BYTES_MAX:
-            return ""
+        """Return `readable` of a body of a source, or its size alone where nothing is left of the segment's share."""
+        if self.left <= 0:
+            return _json({"kind": kind, "size": len(body)})
         text = numbers(kind, body) or self.known.get((kind, body, source))
         if text is None:
-            if len(body) > TOLD_BODY_BYTES_MAX:
-                return ""
             text = readable(kind, body, self.structures.get(source, {})).encode("utf-8", "replace").decode()
             self.known[kind, body, source] = text
         self.left -= len(text)
         return text
+
+
+class _Means(NamedTuple):
+    """What a value is read with: definitions by encoding, and how many parts it may still have."""
+
+    structures: Mapping[str, Structure]
+    parts: Parts
 
 
 def _json(value: Any) -> str:
@@ -162,12 +186,12 @@ def _text(value: str) -> str:
     return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _plain(kind: int, value: Any, structures: Mapping[str, Structure], depth: int) -> Any:
+def _plain(kind: int, value: Any, means: _Means, depth: int) -> Any:
     """Return a decoded value in JSON's types."""
     if value is None:
         return None
     if isinstance(value, list):
-        return [_plain(kind & 0x3F, item, structures, depth) for item in value]
+        return [_plain(kind & 0x3F, item, means, depth) for item in value]
     builtin = kind & 0x3F
     if builtin in (Kind.FLOAT, Kind.DOUBLE):
         return _number(builtin, value)
@@ -182,21 +206,21 @@ def _plain(kind: int, value: Any, structures: Mapping[str, Structure], depth: in
     if not isinstance(value, dict):
         return value
     if builtin == Kind.VARIANT:
-        return _plain(value["kind"], value["value"], structures, depth)
+        return _plain(value["kind"], value["value"], means, depth)
     if builtin == Kind.EXTENSIONOBJECT:
-        return _extension_plain(value, structures, depth)
-    return {name: _field_plain(name, item, structures, depth) for name, item in value.items()}
+        return _extension_plain(value, means, depth)
+    return {name: _field_plain(name, item, means, depth) for name, item in value.items()}
 
 
-def _field_plain(name: str, item: Any, structures: Mapping[str, Structure], depth: int) -> Any:
+def _field_plain(name: str, item: Any, means: _Means, depth: int) -> Any:
     """Return one part of a DataValue, DiagnosticInfo, QualifiedName or LocalizedText in JSON's types."""
     if name == "value":
-        return _plain(Kind.VARIANT, item, structures, depth)
+        return _plain(Kind.VARIANT, item, means, depth)
     if name in ("source_ticks", "server_ticks"):
         return iso(item)
     if name in ("status", "inner_status"):
         return status_name(item)
-    return _plain(Kind.DIAGNOSTICINFO, item, structures, depth)
+    return _plain(Kind.DIAGNOSTICINFO, item, means, depth)
 
 
 def _number(builtin: int, value: float) -> float | str:
@@ -214,24 +238,30 @@ def iso(ticks: int) -> int | str:
     return f"{whole.isoformat()}.{ticks % 10_000_000:07d}Z"
 
 
-def _extension_plain(value: Mapping[str, Any], structures: Mapping[str, Structure], depth: int) -> Any:
-    definition, body = structures.get(value["type"]), value["body"]
+def _extension_plain(value: Mapping[str, Any], means: _Means, depth: int) -> Any:
+    definition, body = means.structures.get(value["type"]), value["body"]
     if definition is not None and body is not None and "xml" not in value and depth < NESTING_MAX:
-        reader = Reader(body)
-        with suppress(Corrupt):
-            plain = _structure(reader, definition, structures, depth + 1)
+        reader = Reader(body, means.parts)
+        try:
+            plain = _structure(reader, definition, means, depth + 1)
             if reader.pos == len(body):
                 return plain
+        except Corrupt:
+            if means.parts.left < 0:
+                raise  # it is the whole value that is too much
     return {"type": value["type"], "body": None if body is None else base64.b64encode(body).decode()}
 
 
-def _structure(reader: Reader, definition: Structure, structures: Mapping[str, Structure], depth: int) -> Any:
+def _structure(reader: Reader, definition: Structure, means: _Means, depth: int) -> Any:
     """Read one structure, union or enumeration by its definition (Part 6, 5.2.4, 5.2.6 to 5.2.8)."""
     if depth > NESTING_MAX:
         raise Corrupt(f"the structure {definition.name} is nested deeper than {NESTING_MAX} levels")
+    means.parts.take(1 + len(definition.fields) // _AT_ONCE)
     if definition.kind == "enum":
         number = reader.number(Kind.INT32)
-        return next((f"{f.name}_{number}" for f in definition.fields if f.value == number), number)
+        name = next((f.name for f in definition.fields if f.value == number), "")
+        means.parts.take(len(name) // _AT_ONCE)
+        return f"{name}_{number}" if name else number
     if definition.kind == "union":
         switch = reader.number(Kind.UINT32)
         if switch == 0:
@@ -239,7 +269,7 @@ def _structure(reader: Reader, definition: Structure, structures: Mapping[str, S
         if switch > len(definition.fields):
             raise Corrupt(f"the union {definition.name} has {len(definition.fields)} fields; its switch is {switch}")
         field = definition.fields[switch - 1]
-        return {field.name: _field(reader, field, structures, depth)}
+        return {field.name: _field(reader, field, means, depth)}
     mask = reader.number(Kind.UINT32) if definition.kind == "with-optional-fields" else 0
     plain, bit = {}, 1
     for field in definition.fields:
@@ -247,34 +277,32 @@ def _structure(reader: Reader, definition: Structure, structures: Mapping[str, S
             present, bit = mask & bit, bit << 1
             if not present:
                 continue
-        plain[field.name] = _field(reader, field, structures, depth)
+        plain[field.name] = _field(reader, field, means, depth)
     return plain
 
 
-def _field(reader: Reader, field: StructureField, structures: Mapping[str, Structure], depth: int) -> Any:
+def _field(reader: Reader, field: StructureField, means: _Means, depth: int) -> Any:
+    means.parts.take(1 + len(field.name) // _AT_ONCE)
     if field.value_rank < 1:
-        return _element(reader, field.type, structures, depth)
+        return _element(reader, field.type, means, depth)
     if field.value_rank == 1:
         count = reader.count(Kind.BYTESTRING)
-        return None if count < 0 else _elements(reader, field.type, count, structures, depth)
-    dimensions = [reader.number(Kind.INT32) for _ in range(reader.count(Kind.INT32))]
-    count = 1
-    for size in dimensions:
-        count *= max(size, 0)
-    return nest(_elements(reader, field.type, count, structures, depth), dimensions)
+        return None if count < 0 else _elements(reader, field.type, count, means, depth)
+    dimensions = reader.dimensions()
+    count = math.prod(max(size, 0) for size in dimensions)
+    return nest(_elements(reader, field.type, count, means, depth), dimensions)
 
 
-def _elements(
-    reader: Reader, kind: int | Structure, count: int, structures: Mapping[str, Structure], depth: int
-) -> list[Any]:
+def _elements(reader: Reader, kind: int | Structure, count: int, means: _Means, depth: int) -> list[Any]:
+    means.parts.take(count)
     if count > len(reader.data) - reader.pos:
         raise Corrupt(f"{count} elements are claimed, and {len(reader.data) - reader.pos} bytes are left")
-    return [_element(reader, kind, structures, depth) for _ in range(count)]
+    return [_element(reader, kind, means, depth) for _ in range(count)]
 
 
-def _element(reader: Reader, kind: int | Structure, structures: Mapping[str, Structure], depth: int) -> Any:
+def _element(reader: Reader, kind: int | Structure, means: _Means, depth: int) -> Any:
     if isinstance(kind, Structure):
-        return _structure(reader, kind, structures, depth + 1)
+        return _structure(reader, kind, means, depth + 1)
     size = body_size(reader.data, reader.pos, kind)  # checks masks and nesting before anything is built
-    value = Reader(reader.raw(size)).body(kind)
-    return _plain(kind, value, structures, depth)
+    value = Reader(reader.raw(size), means.parts).body(kind)
+    return _plain(kind, value, means, depth)

@@ -3,8 +3,9 @@
 A sample whose value is not a fixed-width scalar is kept as the bytes that the server sent. `body_size`
 steps over such a body without building anything, `decode` gives plain Python values.
 
-The rule that makes it safe: every length on the wire is checked against the bytes that are left before
-it is believed, and nesting ends at 100 levels, so that hostile bytes cost no more than their own size.
+The rules that make it safe: every length on the wire is checked against the bytes that are left before it
+is believed, nesting ends at 100 levels, and a value has no more parts than its bytes can hold (`Parts`); so
+hostile bytes cost no more than their own size.
 
 What it does not do: map namespace indices to URIs, or keep the several encodings of one value apart
 (a NodeId has three forms on the wire and one text). The bytes are the truth; a value is a reading of them.
@@ -24,6 +25,7 @@ from mirror.batch import ARRAY, DIMENSIONS, FIXED_WIDTH, Kind
 from mirror.errors import Corrupt
 
 NESTING_MAX = 100  # what a decoder has to bear at least (Part 6, 5.1.8)
+PARTS_MAX = 65_536  # of a value that is decoded; stepping over one has no such limit
 
 Wire = bytes | memoryview
 
@@ -203,20 +205,51 @@ def decode(kind: int, body: Wire) -> Any:
         body: All bytes after it, and nothing more.
 
     Raises:
-        Corrupt: As for `body_size`; also for bytes left over and dimensions that do not fit the array.
+        Corrupt: As for `body_size`; also for bytes left over, dimensions that do not fit the array, and more
+            parts than `Parts` allows.
     """
-    size = body_size(body, 0, kind)
-    if size != len(body):
-        raise Corrupt(f"{len(body) - size} bytes are left after a value of kind 0x{kind:02x}")
+    check_whole(kind, body)
     return Reader(bytes(body)).body(kind)
 
 
-class Reader:
-    """Reads values one after another; sizes of whole Variants were checked before, those of structures not."""
+def check_whole(kind: int, body: Wire) -> None:
+    """Raise Corrupt unless the bytes are one value of that kind, and nothing more."""
+    size = body_size(body, 0, kind)
+    if size != len(body):
+        raise Corrupt(f"{len(body) - size} bytes are left after a value of kind 0x{kind:02x}")
 
-    def __init__(self, data: bytes) -> None:
+
+class Parts:
+    """How many parts a value may still have: elements of arrays, structures, fields.
+
+    Some parts take no bytes at all (a Null, a structure without fields), and any number of them would fit
+    into nothing: so a value has PARTS_MAX at most, and not many more than bytes.
+    """
+
+    __slots__ = ("left",)
+
+    def __init__(self, size_bytes: int) -> None:
+        self.left = min(4 * size_bytes + NESTING_MAX, PARTS_MAX)
+
+    def take(self, parts: int) -> None:
+        """Count parts that are about to be read; Corrupt if they are too many."""
+        self.left -= parts
+        if self.left < 0:
+            raise Corrupt(f"a value has more parts than its bytes can hold, or more than {PARTS_MAX}")
+
+
+class Reader:
+    """Reads values one after another; sizes of whole Variants were checked before, those of structures not.
+
+    Args:
+        data: What to read.
+        parts: Shared by the readers of one value.
+    """
+
+    def __init__(self, data: bytes, parts: Parts | None = None) -> None:
         self.data = data
         self.pos = 0
+        self.parts = parts or Parts(len(data))
 
     def raw(self, size: int) -> bytes:
         start, self.pos = self.pos, self.pos + size
@@ -249,13 +282,20 @@ class Reader:
         items = self.array(builtin)
         if not kind & DIMENSIONS:
             return items
+        return nest(items or [], self.dimensions())
+
+    def dimensions(self) -> list[int]:
+        """Return the sizes of a matrix, NESTING_MAX of them at most."""
         count = self.count(Kind.INT32)
-        return nest(items or [], [self.number(Kind.INT32) for _ in range(count)])
+        if count > NESTING_MAX:
+            raise Corrupt(f"a matrix has {count} dimensions; {NESTING_MAX} is the most")
+        return [self.number(Kind.INT32) for _ in range(count)]
 
     def array(self, builtin: int) -> list[Any] | None:
         count = self.count(builtin)
         if count < 0:
             return None
+        self.parts.take(count)
         if fmt := _STRUCT.get(builtin):  # type: ignore[call-overload]
             return list(struct.unpack(f"<{count}{fmt.format[-1]}", self.raw(count * fmt.size)))
         return [self.scalar(builtin) for _ in range(count)]
@@ -354,7 +394,6 @@ _DATAVALUE = (
 )  # fmt: skip
 _DIAGNOSTIC = (("symbolic_id", 0x01), ("namespace_uri", 0x02), ("locale", 0x08), ("localized_text", 0x04))
 
-
 LISTS_MIN, LISTS_FACTOR = 64, 4  # of a nested matrix, beside and over its elements
 
 
@@ -362,22 +401,20 @@ def nest(items: Sequence[Any], dimensions: Sequence[int]) -> list[Any]:
     """Return the items of a matrix as nested lists, the last dimension innermost.
 
     Raises:
-        Corrupt: The dimensions are none or negative, their product is not the number of items, or they are so
-            many ones that the lists would outnumber the items by far: a short value must not cost seconds.
+        Corrupt: The dimensions are none, negative or more than NESTING_MAX, their product is not the number of
+            items, or they are mostly of size 1 and ask for far more lists than there are items.
     """
-    product = 1
+    assert len(dimensions) <= NESTING_MAX, "Reader.dimensions reads no more"
+    product, lists = 1, 0
     for size in dimensions:
+        lists += product
         product *= max(size, 0)
     if not dimensions or min(dimensions) < 0 or product != len(items):
         raise Corrupt(f"{len(items)} elements do not fill the dimensions {list(dimensions)}")
+    if lists > LISTS_MIN + LISTS_FACTOR * len(items):
+        raise Corrupt(f"{len(dimensions)} dimensions for {len(items)} elements are more than anybody can use")
     if not product:
         return []
-    lists, inner = 0, 1
-    for size in reversed(dimensions[1:]):
-        inner *= size
-        lists += product // inner
-    if lists > LISTS_MIN + LISTS_FACTOR * product:
-        raise Corrupt(f"{len(dimensions)} dimensions for {product} elements are more than anybody can use")
     nested = list(items)
     for size in reversed(dimensions[1:]):
         nested = [nested[i : i + size] for i in range(0, len(nested), size)]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import struct
 
+import msgspec
 import pytest
 from asyncua import ua
 
 from gateway.browse import (
     BUILTIN,
     DEPTH_MAX,
+    FIELDS_MAX,
     Root,
     definition_of,
     excluder,
@@ -128,6 +130,18 @@ def test_structure_that_nests_itself_is_left_out() -> None:
     loop = definition_of(structure(two(2, 5001), 0, field("next", two(2, 3001), 1)))
     assert loop
     assert structures_of({"ns=2;i=3001": loop}, BUILTIN, {}) == {}
+
+
+def test_types_that_double_with_each_level_are_left_out_before_they_are_built() -> None:
+    levels = range(60)
+    doubling = {
+        f"ns=2;i={n}": structure(two(2, 5000 + n), 0, field("a", two(2, n + 1)), field("b", two(2, n + 1)))
+        for n in levels
+    } | {"ns=2;i=60": structure(two(2, 5060), 0, field("x", b"\x00\x0b"))}
+    definitions = {node: made for node, value in doubling.items() if (made := definition_of(value))}
+    found = structures_of(definitions, BUILTIN, {})
+    assert "ns=2;i=5060" in found and "ns=2;i=5000" not in found
+    assert len(msgspec.json.encode(found)) < 100 * FIELDS_MAX
 
 
 @pytest.mark.parametrize("value", [None, 3, {"type": "i=122", "body": b"\x00"}, {"type": "i=5", "body": b""},

@@ -510,14 +510,15 @@ def test_records_of_reserved_kinds_are_carried(kind: int) -> None:
     assert equal(chunk.decode(chunk.encode(batch)), batch)
 
 
-def test_values_that_would_read_as_too_much_text_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_that_would_read_as_too_much_text_are_told_by_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(variant, "TOLD_BODY_BYTES_MAX", 100)
     monkeypatch.setattr(variant, "TOLD_MAX", 1000)
-    blob, many, short = encode(15, b"x" * 200), encode(0x83, [7] * 1000), encode(0x83, [1] * 300)
-    stamps = [(blob, 15), (many, 0x83), *[(short, 0x83)] * 4]
+    words, many, short = encode(0x8C, ["x"] * 50), encode(0x83, [7] * 1000), encode(0x83, [1] * 300)
+    stamps = [(words, 0x8C), (many, 0x83), *[(short, 0x83)] * 4]
     batch = from_rows([(1, NOW_TICKS + i, NOW_TICKS, 0, 0, 0, 0, k, b) for i, (b, k) in enumerate(stamps)])
     data = segment.encode(batch, TAGS, HEADER)
-    assert [len(text) for text in columns(data)["text"].to_pylist()] == [0, 2001, 0, 0, 0, 0]
+    text = columns(data)["text"].to_pylist()
+    assert text == ['{"kind":140,"size":254}', str([7] * 1000).replace(" ", ""), *['{"kind":131,"size":304}'] * 4]
     assert equal(segment.decode(data, TAGS)[0], batch), "and lose nothing"
 
 
