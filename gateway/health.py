@@ -235,7 +235,7 @@ def _problems(f: Figures) -> Iterator[Problem]:
         yield Problem("process", "the gateway is stopping", True)
     for name, alive in f.threads.items():
         if not alive:
-            yield Problem("process", f"the thread {name} has ended", True)
+            yield Problem("process", f"the thread {name} has ended or stands still", True)
     if f.loop_lag_s > LOOP_LAG_S_MAX:
         yield Problem("process", f"the event loop is {f.loop_lag_s:.0f} s late", True)
     if f.journal.error:
