@@ -66,7 +66,8 @@ class JournalFigures:
     Attributes:
         error: Why samples cannot be made durable; empty while they can.
         size_bytes: Size of its files.
-        size_bytes_max: Configured bound, 0 for none.
+        used_bytes: Of pages that hold something; the others are used again.
+        size_bytes_max: Configured bound of `used_bytes`, 0 for none.
         commits: Transactions since the start.
         backlog_samples: Samples that are durable here and not yet in the cloud.
         commit_s: Duration of the last commit.
@@ -74,6 +75,7 @@ class JournalFigures:
 
     error: str = ""
     size_bytes: int = 0
+    used_bytes: int = 0
     size_bytes_max: int = 0
     commits: int = 0
     backlog_samples: int = 0
@@ -81,10 +83,13 @@ class JournalFigures:
 
     @property
     def oversize(self) -> str:
-        """Why the files are too large; empty while they are not."""
-        if not 0 < self.size_bytes_max <= self.size_bytes:
+        """Why the file holds too much; empty while it does not."""
+        if not 0 < self.size_bytes_max <= self.used_bytes:
             return ""
-        return f"{self.size_bytes} bytes, and {self.size_bytes_max} are allowed (journal.max_gib)"
+        return (
+            f"{self.used_bytes} bytes, and {self.size_bytes_max} are allowed (journal.max_gib):"
+            " what the bucket does not have is kept all the same"
+        )
 
 
 @dataclass(slots=True)
@@ -230,7 +235,7 @@ def _problems(f: Figures) -> Iterator[Problem]:
         yield Problem("process", "the gateway is stopping", True)
     for name, alive in f.threads.items():
         if not alive:
-            yield Problem("process", f"the thread {name} has ended", True)
+            yield Problem("process", f"the thread {name} has ended or stands still", True)
     if f.loop_lag_s > LOOP_LAG_S_MAX:
         yield Problem("process", f"the event loop is {f.loop_lag_s:.0f} s late", True)
     if f.journal.error:
@@ -355,6 +360,7 @@ METRICS = {
     "gaps_total": ("counter", "Gaps since the journal began, by reason."),
     "store_ok": ("gauge", "1 while samples can be made durable."),
     "store_bytes": ("gauge", "Size of the journal's files."),
+    "store_used_bytes": ("gauge", "Bytes of the journal's pages that hold something."),
     "store_txid": ("gauge", "Number of the last transaction of the journal since the start."),
     "store_commit_seconds": ("gauge", "Duration of the last commit."),
     "backlog_samples": ("gauge", "Samples that are durable here and not yet in the cloud."),
@@ -449,6 +455,7 @@ def _stores(f: Figures) -> Iterator[_Sample]:
     j = f.journal
     yield "store_ok", {}, int(not j.error)
     yield "store_bytes", {}, j.size_bytes
+    yield "store_used_bytes", {}, j.used_bytes
     yield "store_txid", {}, j.commits
     yield "store_commit_seconds", {}, j.commit_s
     yield "backlog_samples", {}, j.backlog_samples

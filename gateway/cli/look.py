@@ -38,12 +38,16 @@ def status(options: argparse.Namespace) -> int:
     path = journal_path(options)
     reader = JournalReader.open(path)
     try:
-        facts = _status(reader)
+        facts, used_bytes = _status(reader), reader.used_bytes()
     finally:
         reader.close()
     size_bytes_max = 0 if options.journal else int(load(options.config).journal.max_gib * 2**30)
-    size = JournalFigures(size_bytes=size_bytes(path), size_bytes_max=size_bytes_max)
-    facts |= {"size_bytes": size.size_bytes, "warnings": [f"journal: {size.oversize}"] if size.oversize else []}
+    size = JournalFigures(size_bytes=size_bytes(path), used_bytes=used_bytes, size_bytes_max=size_bytes_max)
+    facts |= {
+        "size_bytes": size.size_bytes,
+        "used_bytes": used_bytes,
+        "warnings": [f"journal: {size.oversize}"] if size.oversize else [],
+    }
     if options.json:
         print(json.dumps(facts))
         return 0

@@ -37,6 +37,8 @@ from mirror.batch import Batch, take
 from mirror.ticks import UNIX_EPOCH_TICKS
 
 REFRESH_ROWS = 500  # retained tags published again between two rounds of live values
+IDLE_S = 30.0  # a thread with nothing to do looks up so often
+HUNG_S = 300.0  # no turn takes longer: names are resolved and sockets opened well within
 HISTORY_ROWS = 2000  # back-filled rows between two rounds of live values
 STEADY_S = 10.0  # a connection that stood this long resets the pauses between attempts
 ROUND_S_MAX = 0.5  # longest time between two rounds for the sake of the processor
@@ -104,6 +106,7 @@ class Publisher:
         self._seqs: dict[str, int] = {}
         self._seqs_epoch = 0
         self._limit = PayloadLimit(broker.payload_bytes_max)
+        self._beat = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
 
     # --- any thread -----------------------------------------------------------------------------------
@@ -193,8 +196,10 @@ class Publisher:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread has not ended; true before `start`."""
-        return self._thread.ident is None or self._thread.is_alive()
+        """Whether the thread has neither ended nor stood still for longer than any turn may; true before `start`."""
+        if self._thread.ident is None:
+            return True
+        return self._thread.is_alive() and time.monotonic() - self._beat < HUNG_S
 
     def _wake(self) -> None:
         if not self._woken:
@@ -206,8 +211,9 @@ class Publisher:
 
     def _run(self) -> None:
         while not self._stopping:
+            self._beat = time.monotonic()
             try:
-                self._turn(time.monotonic())
+                self._turn(self._beat)
             except Exception as error:  # the top of this task: the mirror goes on without this round
                 self._job = None
                 self._status.failures += 1
@@ -241,7 +247,7 @@ class Publisher:
         self._follow(now)
 
     def _wait(self, timeout_s: float | None) -> None:
-        self._link.wait(self._wake_r, timeout_s)
+        self._link.wait(self._wake_r, IDLE_S if timeout_s is None else min(timeout_s, IDLE_S))
         if self._woken:
             self._woken = False  # before reading: a wake-up in between costs one more turn and is not lost
             with contextlib.suppress(BlockingIOError):

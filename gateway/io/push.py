@@ -48,6 +48,7 @@ WAIT_MAX_S = 10.0
 TOLD_FEW = 500  # gaps; a prefix that was told more of them is large
 SAVE_S = 300.0  # and saved so often
 NEVER_S = 3600.0
+HUNG_S = 900.0  # no turn takes longer: a slow store has its timeouts, and a segment is built in seconds
 
 
 class Pusher:
@@ -114,6 +115,7 @@ class Pusher:
         self._probes = 0
         self._knock = None if listens is None else Knock(listens)
         self._stopping = threading.Event()
+        self._beat = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="push", daemon=True)
 
     # The thread
@@ -130,12 +132,15 @@ class Pusher:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread has not ended; true before `start`."""
-        return self._thread.ident is None or self._thread.is_alive()
+        """Whether the thread has neither ended nor stood still for longer than any turn may; true before `start`."""
+        if self._thread.ident is None:
+            return True
+        return self._thread.is_alive() and time.monotonic() - self._beat < HUNG_S
 
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
+                self._beat = time.monotonic()
                 pause = self.turn()
                 if pause > 0:
                     self._stopping.wait(min(pause, WAIT_MAX_S))

@@ -267,6 +267,12 @@ class JournalReader:
             value: bytes | None = self._db.execute("SELECT value FROM fact WHERE name = ?", (name,)).get
             return value
 
+    def used_bytes(self) -> int:
+        """Return the bytes of pages that hold something; those of what was trimmed are used again."""
+        with self._read(), snapshot(self._db):
+            pages, free, size = (int(self._db.pragma(name)) for name in ("page_count", "freelist_count", "page_size"))
+        return (pages - free) * size
+
     def backlog(self, promise: Promise) -> Backlog:
         """Return what is journaled and not yet promised, counted from an index alone."""
         chunks = rows = size = 0

@@ -56,6 +56,8 @@ if TYPE_CHECKING:  # pyarrow and boto3 take a quarter of a second: the devices d
 JOURNAL = "mirror.db"
 LEAVES = frozenset({"online", "role", "health", "sync"})  # what is told of the gateway itself
 TRIM_S = 60.0
+TRIM_CHUNKS = 1000  # in one transaction
+FULL_SHARE, ROOM_SHARE = 0.9, 0.8  # of `journal.max_gib`: from there on, and down to there, room is made early
 CANCEL_AGAIN_S = 0.5
 SOURCES_LOOK_S = 0.01
 SOURCES_FIRST_S = 1.0  # for so long the log in the bucket waits for the devices
@@ -241,18 +243,22 @@ class Gateway:
             self.publisher.offer_history(rows)
 
     async def _trim(self) -> None:
-        """Delete what the cloud has and nobody needs here any more, a little at a time."""
-        keep_s = self.config.journal.keep_days * 86_400
+        """Delete what the cloud has and nobody needs here any more, a little at a time; sooner where room is short."""
+        most = self.config.journal.max_gib * 2**30
         failure = ""
         while True:
             await asyncio.sleep(TRIM_S)
             trimmed = 0
             try:
-                promise = await asyncio.to_thread(self._promise)
+                promise, used = await asyncio.to_thread(self._promise)
+                keep_s, early = self.config.journal.keep_days * 86_400, used > FULL_SHARE * most
                 chunks, more = 1, True
                 while chunks and more:  # samples come in between
-                    chunks, more = await asyncio.wrap_future(self.ingest.call(partial(_trim, promise, keep_s)))
+                    for_s = 0.0 if early and used > ROOM_SHARE * most else keep_s
+                    chunks, more = await asyncio.wrap_future(self.ingest.call(partial(_trim, promise, for_s)))
                     trimmed += chunks
+                    if early:
+                        used = (await asyncio.to_thread(self._promise))[1]
             except Exception as error:  # the top of this task: the mirror goes on, and this is tried again
                 before, failure = failure, str(error) or repr(error)
                 if failure != before:
@@ -260,7 +266,7 @@ class Gateway:
                 continue
             failure = ""
             if trimmed:
-                log("journal.trimmed", chunks=trimmed)
+                log("journal.trimmed", chunks=trimmed, early=early)
 
     def _fact(self, name: str) -> bytes | None:
         reader = JournalReader.open(self.path)
@@ -269,10 +275,11 @@ class Gateway:
         finally:
             reader.close()
 
-    def _promise(self) -> Promise:
+    def _promise(self) -> tuple[Promise, int]:
+        """Return what the bucket has, and the bytes that the journal uses."""
         reader = JournalReader.open(self.path)
         try:
-            return reader.promise()
+            return reader.promise(), reader.used_bytes()
         finally:
             reader.close()
 
@@ -390,7 +397,7 @@ def _current(handles: NDArray[np.uint32], journal: Journal) -> Batch:
 
 
 def _trim(promise: Promise, keep_s: float, journal: Journal) -> tuple[int, bool]:
-    return journal.trim(promise, keep_s=keep_s), journal.is_trimming
+    return journal.trim(promise, keep_s=keep_s, limit=TRIM_CHUNKS), journal.is_trimming
 
 
 class _Told:

@@ -60,6 +60,7 @@ class _Looked:
     gaps_counted: int = 0  # up to this row of the ledger
     backlog_samples: int = 0
     backlog_since: float | None = None
+    used_bytes: int = 0
     verified_at: float | None = None
     certificates: dict[str, float] = field(default_factory=dict)  # when each expires
 
@@ -178,7 +179,7 @@ class Survey:
         stalled = gateway.ingest.stalled_since
         error = "" if stalled is None else f"the disk has refused for {time.monotonic() - stalled:.0f} s"
         return JournalFigures(
-            error=error, size_bytes=gateway.journal.size_bytes,
+            error=error, size_bytes=gateway.journal.size_bytes, used_bytes=self._looked.used_bytes,
             size_bytes_max=int(gateway.config.journal.max_gib * 2**30), commits=counters.commits,
             backlog_samples=self._looked.backlog_samples, commit_s=counters.commit_s_last,
         )  # fmt: skip
@@ -210,13 +211,14 @@ def _look(path: Path, config: Config, before: _Looked) -> _Looked:
     reader = JournalReader.open(path)
     try:
         tally = reader.gap_tally(before.gaps_counted)
-        backlog = reader.backlog(reader.promise())
+        backlog, used_bytes = reader.backlog(reader.promise()), reader.used_bytes()
     finally:
         reader.close()
     proved = verified.last(path.parent, verified.log_name(config))
     gaps = Counter(before.gaps) + Counter(tally.reasons)
     return _Looked(
-        tally.open, dict(gaps), tally.last, backlog.rows, backlog.oldest_s, None if proved is None else proved.at,
+        tally.open, dict(gaps), tally.last, backlog.rows, backlog.oldest_s, used_bytes,
+        None if proved is None else proved.at,
         _certificates(config),
     )  # fmt: skip
 

@@ -23,7 +23,7 @@ from demo.servers import free_ports
 from gateway.__main__ import main
 from gateway.cli import verify
 from gateway.config import Config, parse
-from gateway.io import runtime
+from gateway.io import publisher, push, runtime
 from gateway.io.journal import Journal
 from gateway.io.keys import SIGNING_KEY
 from gateway.io.models import Model, roots
@@ -445,3 +445,23 @@ def test_livez_turns_when_any_worker_thread_has_ended(tmp_path: Path, bucket: Bu
         assert two.get("/livez").status_code == 200
         two.gateway.pusher.stop()
         assert two.get("/livez").status_code == 503
+
+
+@pytest.mark.parametrize("name", ["push", "mqtt"])
+def test_livez_turns_when_a_thread_stands_still_for_longer_than_any_turn_may(
+    tmp_path: Path, bucket: Bucket, mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    stuck = threading.Event()
+    with Running(config(tmp_path / "one", broker=mosquitto.port)) as one:
+        gateway = one.gateway
+        assert gateway.pusher is not None and gateway.publisher is not None
+        if name == "push":
+            monkeypatch.setattr(push, "HUNG_S", 0.3)
+            gateway.pusher.turn = lambda: stuck.wait(WAIT_S) and 0.0  # type: ignore[method-assign]
+        else:
+            monkeypatch.setattr(publisher, "HUNG_S", 0.3)
+            gateway.publisher._turn = lambda now: stuck.wait(WAIT_S)  # type: ignore[method-assign,assignment]
+            gateway.publisher._wake()
+        until(lambda: one.get("/livez").status_code == 503, "the standstill seen")
+        assert f"thread {name} has ended or stands still" in one.problem("process")["text"]
+        stuck.set()

@@ -269,9 +269,9 @@ class Rig:
     def log(self) -> str:
         return (self.folder / "gateway.log").read_text(errors="replace")
 
-    def metric(self, series: str) -> float:
+    def metric(self, series: str, timeout_s: float = WAIT_S) -> float:
         """Return the value of a series that the gateway tells."""
-        with urllib.request.urlopen(f"{self.http}/metrics", timeout=WAIT_S) as answer:
+        with urllib.request.urlopen(f"{self.http}/metrics", timeout=timeout_s) as answer:
             lines = [line.rpartition(" ") for line in answer.read().decode().splitlines()]
         [value] = [value for name, _, value in lines if name == f"edgemirror_{series}"]
         return float(value)
