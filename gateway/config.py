@@ -112,6 +112,7 @@ class Source(_Table, frozen=True, kw_only=True):
         security: Policy and mode; `none` has to be written out.
         user: User name; empty is anonymous.
         password_file: File with the password; required with `user`.
+        user_certificate_file, user_key_file: A user by certificate (DER) and key (PEM), instead of name and password.
         certificate_file, key_file: This gateway's application certificate (DER) and key (PEM).
         trust_dir: Folder of server certificates (DER) that are accepted. Required with security.
         session_timeout_s: How long the server is asked to keep the session of a gateway that is gone;
@@ -128,6 +129,8 @@ class Source(_Table, frozen=True, kw_only=True):
     security: Security
     user: str = ""
     password_file: str = ""
+    user_certificate_file: str = ""
+    user_key_file: str = ""
     certificate_file: str = ""
     key_file: str = ""
     trust_dir: str = ""
@@ -177,6 +180,7 @@ class Sync(_Table, frozen=True):
         region: Of the store.
         access_key_file, secret_key_file: Credentials; empty means the environment's own.
         ca_file: Certificates to trust; empty: the system's.
+        proxy: `http://host:port` of a proxy on the way to the store; empty: what the environment says.
         interval_s: How often segments are sent.
         requests_per_day: Budget the push interval adapts to.
         segment_rows: Samples in one segment at the most.
@@ -189,6 +193,7 @@ class Sync(_Table, frozen=True):
     access_key_file: str = ""
     secret_key_file: str = ""
     ca_file: str = ""
+    proxy: str = ""
     interval_s: Interval = Interval()
     requests_per_day: Annotated[int, Meta(ge=100)] = 20_000
     segment_rows: Annotated[int, Meta(ge=1, le=5_000_000)] = 200_000
@@ -331,6 +336,10 @@ def _check(config: Config) -> None:
             )
         if source.user and not source.password_file:
             raise ConfigError(f"{where}: user is {source.user!r} without password_file")
+        if bool(source.user_certificate_file) != bool(source.user_key_file):
+            raise ConfigError(f"{where}: user_certificate_file and user_key_file belong together; set both or neither")
+        if source.user and source.user_certificate_file:
+            raise ConfigError(f"{where}: user and user_certificate_file are two users; set one of them")
         for device in source.device:
             for root in device.browse:
                 parse_root(root)
@@ -356,6 +365,9 @@ def _check_sync(sync: Sync) -> None:
     url = _url(sync.bucket)
     if url is None or url.scheme != "s3" or not url.netloc:
         raise ConfigError(f"sync.bucket is {sync.bucket!r}; use s3://bucket/prefix")
+    proxy = _url(sync.proxy) if sync.proxy else None
+    if sync.proxy and (proxy is None or proxy.scheme not in ("http", "https") or not proxy.hostname or not proxy.port):
+        raise ConfigError(f"sync.proxy is {sync.proxy!r}; use http://host:port")
     if bool(sync.access_key_file) != bool(sync.secret_key_file):
         raise ConfigError("sync.access_key_file and sync.secret_key_file belong together; set both or neither")
     least = math.ceil(REQUESTS_PER_SEGMENT * DAY_S / sync.interval_s.max)

@@ -195,6 +195,9 @@ class Connection:
         if config.user:
             client.set_user(config.user)
             client.set_password(self._password)
+        if config.user_certificate_file:
+            await client.load_client_certificate(config.user_certificate_file, "der")
+            await client.load_private_key(config.user_key_file, extension="pem")
         if config.security == "none":
             return
         endpoint = self._endpoint(await client.connect_and_get_server_endpoints())

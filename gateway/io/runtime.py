@@ -385,7 +385,7 @@ def open_store(config: Sync) -> S3Store:
     from mirror.io.s3 import S3Settings, S3Store  # noqa: PLC0415 - see above
 
     settings = S3Settings.parse(
-        config.bucket, endpoint=config.endpoint, region=config.region, ca_file=config.ca_file,
+        config.bucket, endpoint=config.endpoint, region=config.region, ca_file=config.ca_file, proxy=config.proxy,
         access_key=read_secret(config.access_key_file), secret_key=read_secret(config.secret_key_file),
     )  # fmt: skip
     return S3Store.open(settings)

@@ -67,6 +67,7 @@ class S3Settings(msgspec.Struct, frozen=True, kw_only=True):
         access_key: Empty: boto3 looks in its usual places.
         secret_key: Likewise.
         ca_file: Certificates to trust instead of the system's; empty for the system's.
+        proxy: `http://host:port` on the way; empty for the environment's own.
         connect_timeout_s: For the log; lease records use `quick_timeout_s`.
         read_timeout_s: Likewise; for each piece of an answer.
         quick_timeout_s: The longest wait for anything that is asked about lease records, all in all.
@@ -79,6 +80,7 @@ class S3Settings(msgspec.Struct, frozen=True, kw_only=True):
     access_key: str = ""
     secret_key: str = ""
     ca_file: str = ""
+    proxy: str = ""
     connect_timeout_s: float = 5.0
     read_timeout_s: float = 20.0
     quick_timeout_s: float = 1.0
@@ -122,8 +124,8 @@ class S3Store:
 
     @property
     def address(self) -> str:
-        """The URL that connections go to."""
-        return str(self.client.meta.endpoint_url)
+        """The URL that connections go to: the store's, or that of the proxy on the way."""
+        return self.settings.proxy or str(self.client.meta.endpoint_url)
 
     def dialects(self) -> list[S3Store]:
         """Return this bucket in all ways of speaking to it: some servers want ETags without quotes."""
@@ -370,6 +372,7 @@ def _client(settings: S3Settings, connect_timeout_s: float, read_timeout_s: floa
         connect_timeout=connect_timeout_s,
         read_timeout=read_timeout_s,
         max_pool_connections=8,
+        proxies={"http": settings.proxy, "https": settings.proxy} if settings.proxy else None,
     )
     try:
         return boto3.session.Session().client(

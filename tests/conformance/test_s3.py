@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -259,3 +261,27 @@ def test_a_file_of_certificates_that_goes_away_is_for_the_operator(tmp_path: Pat
         ca.unlink()
         with pytest.raises(ConfigError, match=r"sync\.ca_file"):
             store.head("k")
+
+
+# A proxy on the way
+
+
+def test_a_proxy_is_asked_for_the_store_and_is_where_connections_go() -> None:
+    asked: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def answer() -> None:
+            with listener.accept()[0] as client:
+                asked.append(client.recv(65536))
+                client.sendall(b"HTTP/1.1 200 OK\r\nServer: far\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+        serving = threading.Thread(target=answer, daemon=True)
+        serving.start()
+        settings = S3Settings(bucket="b-b", endpoint="http://store.invalid", access_key="a", secret_key="b",
+                              proxy=f"http://127.0.0.1:{port}")  # fmt: skip
+        store = S3Store.open(settings)
+        assert store.server() == "far"
+        serving.join()
+        assert store.address == f"http://127.0.0.1:{port}"
+    assert asked[0].startswith(b"HEAD http://store.invalid/b-b")

@@ -70,11 +70,16 @@ class Press:
 
 
 class Users(UserManager):
-    """One user with a password; nobody is let in without."""
+    """One user with a password, and those with a known certificate; nobody is let in without."""
+
+    def __init__(self) -> None:
+        self.certificates: set[bytes] = set()
 
     def get_user(
         self, iserver: Any, username: Any = None, password: Any = None, certificate: Any = None
     ) -> User | None:
+        if username is None and certificate is not None:
+            return User(role=UserRole.User, name="by certificate") if bytes(certificate) in self.certificates else None
         return User(role=UserRole.User, name=username) if (username, password) == ("operator", PASSWORD) else None
 
 
@@ -91,7 +96,7 @@ async def press(
     server.set_endpoint(url)
     server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
     if users:
-        server.set_identity_tokens([ua.UserNameIdentityToken])
+        server.set_identity_tokens([ua.UserNameIdentityToken, ua.X509IdentityToken])
     if certificate is not None:
         policies = [ua.SecurityPolicyType.Basic256Sha256_SignAndEncrypt, ua.SecurityPolicyType.Aes256Sha256RsaPss_Sign]
         server.set_security_policy(policies, permission_ruleset=SimpleRoleRuleset())

@@ -38,6 +38,15 @@ password_file = "{box}/etc/secrets/press7"
 [[source.device]]
 name = "press7"
 browse = ["ns=2;s=Press7/**"]
+[[source]]
+name = "press8"
+endpoint = "opc.tcp://192.0.2.8:4840"
+security = "none"
+user_certificate_file = "{box}/etc/pki/user.der"
+user_key_file = "{box}/etc/pki/user.pem"
+[[source.device]]
+name = "press8"
+browse = ["ns=2;s=Press8/**"]
 [sync]
 bucket = "s3://acme/plantA"
 access_key_file = "{box}/etc/secrets/s3-access"
@@ -70,7 +79,8 @@ class Box:
             path.write_text(f"secret of {name}\n")
             path.chmod(0o640)
         for name in (
-            "own.der", "own.pem", "bucket-ca.pem", "plant-ca.pem", "http.pem", "http.key", "trusted/plc.der",
+            "own.der", "own.pem", "bucket-ca.pem", "plant-ca.pem", "http.pem", "http.key", "user.der",
+            "user.pem", "trusted/plc.der",
             "trusted/ca/root.der",
         ):  # fmt: skip
             (folder / "etc" / "pki" / name).write_bytes(name.encode() + b"\0\xff")

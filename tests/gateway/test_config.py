@@ -54,6 +54,7 @@ def test_the_shortest_file_takes_the_documented_defaults() -> None:
         (MINIMAL + '[http]\nlisten = "0.0.0.0:8480"', "use 127.0.0.1:8480"),
         (MINIMAL + '[http]\nlisten = "plant:8480"\ntoken_file = "t"', "use 127.0.0.1:8480"),
         (MINIMAL + '[http]\nkey_file = "k"', "set both or neither"),
+        (MINIMAL + '[sync]\nbucket = "s3://b/p"\nproxy = "proxy.plant"', "use http://host:port"),
         (MINIMAL + '[[source]]\nname="press7"\nendpoint="opc.tcp://x:1"\nsecurity="none"\n'
          '[[source.device]]\nname="d2"\nbrowse=["i=85"]', "used twice"),
         (MINIMAL + '[[source.device]]\nname="press7"\nbrowse=["i=85"]', "device names are unique"),
