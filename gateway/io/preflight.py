@@ -41,7 +41,11 @@ from mirror.errors import ConfigError, MirrorError, Unavailable
 from mirror.io.s3 import together
 from mirror.probe import probe
 
-PUBLIC_FILES = ("ca_file", "certificate_file", "user_certificate_file")  # all other files that settings name are secrets
+PUBLIC_FILES = (
+    "ca_file",
+    "certificate_file",
+    "user_certificate_file",
+)  # all other files that settings name are secrets
 CERTIFICATE_SUFFIXES = (".der", ".cer", ".crt", ".pem")
 CONNECT_S = 10.0
 ROUND_TRIPS = 5

@@ -34,7 +34,8 @@ def life(seconds: int = 600, *, rss_per_hour: float = 0.0, handles_per_hour: flo
 
 
 def verdict(*lives: list[Look], **more: Any) -> dict[str, Any]:
-    return judged(Seen(*lives), {**GOOD, **more})  # type: ignore[arg-type]
+    minutes = max((len(looks) for looks in lives), default=0) / 60
+    return judged(Seen(*lives), {**GOOD, "minutes": minutes, **more})  # type: ignore[arg-type]
 
 
 def test_a_slope_is_not_moved_by_a_few_wild_points() -> None:
@@ -63,6 +64,11 @@ def test_a_slow_leak_is_seen_in_a_long_run() -> None:
 )
 def test_a_planted_loss_is_seen(wrong: dict[str, Any]) -> None:
     assert not verdict(life(), **wrong)["ok"]
+
+
+def test_a_run_in_which_nobody_looked_proves_nothing() -> None:
+    assert not verdict(life(60), minutes=10)["ok"]
+    assert not verdict(minutes=10)["ok"]
 
 
 def test_only_the_longest_life_is_judged_and_none_at_all_is_no_crash() -> None:
