@@ -112,7 +112,9 @@ class Source(_Table, frozen=True, kw_only=True):
         security: Policy and mode; `none` has to be written out.
         user: User name; empty is anonymous.
         password_file: File with the password; required with `user`.
-        user_certificate_file, user_key_file: A user by certificate (DER) and key (PEM), instead of name and password.
+        password_in_clear: Send the password also where everybody on the network can read it.
+        user_certificate_file, user_key_file: Certificate (DER or PEM) and key (PEM) of the user, instead of
+            `user`; they need security.
         certificate_file, key_file: This gateway's application certificate (DER) and key (PEM).
         trust_dir: Folder of server certificates (DER) that are accepted. Required with security.
         session_timeout_s: How long the server is asked to keep the session of a gateway that is gone;
@@ -129,6 +131,7 @@ class Source(_Table, frozen=True, kw_only=True):
     security: Security
     user: str = ""
     password_file: str = ""
+    password_in_clear: bool = False
     user_certificate_file: str = ""
     user_key_file: str = ""
     certificate_file: str = ""
@@ -336,10 +339,7 @@ def _check(config: Config) -> None:
             )
         if source.user and not source.password_file:
             raise ConfigError(f"{where}: user is {source.user!r} without password_file")
-        if bool(source.user_certificate_file) != bool(source.user_key_file):
-            raise ConfigError(f"{where}: user_certificate_file and user_key_file belong together; set both or neither")
-        if source.user and source.user_certificate_file:
-            raise ConfigError(f"{where}: user and user_certificate_file are two users; set one of them")
+        check_user(source, where)
         for device in source.device:
             for root in device.browse:
                 parse_root(root)
@@ -353,6 +353,19 @@ def _check(config: Config) -> None:
     _check_sync(config.sync)
     _check_mqtt(config.mqtt)
     _check_http(config.http)
+
+
+def check_user(source: Source, where: str) -> None:
+    """Check that a user's certificate can be used; ConfigError if it cannot."""
+    if bool(source.user_certificate_file) != bool(source.user_key_file):
+        raise ConfigError(f"{where}: user_certificate_file and user_key_file belong together; set both or neither")
+    if source.user_certificate_file and source.user:
+        raise ConfigError(f"{where}: user and user_certificate_file are two ways to log in; set one")
+    if source.user_certificate_file and source.security == "none":
+        raise ConfigError(
+            f"{where}: user_certificate_file needs security such as Basic256Sha256:SignAndEncrypt: with none, "
+            "somebody on the way could pass the proof on"
+        )
 
 
 def _check_sync(sync: Sync) -> None:

@@ -41,7 +41,10 @@ browse = ["ns=2;s=Press7/**"]
 [[source]]
 name = "press8"
 endpoint = "opc.tcp://192.0.2.8:4840"
-security = "none"
+security = "Basic256Sha256:SignAndEncrypt"
+certificate_file = "{box}/etc/pki/own.der"
+key_file = "{box}/etc/pki/own.pem"
+trust_dir = "{box}/etc/pki/trusted"
 user_certificate_file = "{box}/etc/pki/user.der"
 user_key_file = "{box}/etc/pki/user.pem"
 [[source.device]]

@@ -48,6 +48,11 @@ def test_the_shortest_file_takes_the_documented_defaults() -> None:
         (MINIMAL.replace('"none"', '"Basic256Sha256:Sign"'), "needs certificate_file, key_file and trust_dir"),
         (MINIMAL.replace('security = "none"', 'security = "none"\nuser = "x"'), "without password_file"),
         (MINIMAL.replace('"press-shop"', '"press/shop"'), "group.name"),
+        (MINIMAL.replace('security = "none"', 'security = "none"\nuser_key_file = "k"'), "set both or neither"),
+        (MINIMAL.replace('security = "none"', 'security = "none"\nuser_key_file = "k"\nuser_certificate_file = "c"'),
+         "needs security such as Basic256Sha256:SignAndEncrypt"),
+        (MINIMAL.replace('security = "none"', 'security = "none"\nuser_key_file = "k"\nuser_certificate_file = "c"\n'
+                         'user = "u"\npassword_file = "p"'), "two ways to log in"),
         (MINIMAL + '[mqtt]\nurl = "tcp://broker"', "use mqtt://host:port"),
         (MINIMAL + '[sync]\nbucket = "mirror"', "use s3://bucket/prefix"),
         (MINIMAL + "[sync.interval_s]\nmin = 61", "use at most sync.interval_s.max (60.0)"),
