@@ -50,7 +50,7 @@ def own_certificates(config: Config) -> dict[str, str]:
     """Return the files of the certificates by which this gateway and its users are known, by whose they are."""
     files = {f"source {source.name}": source.certificate_file for source in config.source}
     files |= {f"user of source {source.name}": source.user_certificate_file for source in config.source}
-    files["http"] = config.http.certificate_file
+    files |= {"http": config.http.certificate_file, "mqtt": config.mqtt.certificate_file}
     return {name: file for name, file in files.items() if file}
 
 

@@ -32,7 +32,7 @@ from gateway.formats.json_uns import Message
 from gateway.io.browse import variables
 from gateway.io.discover import capabilities, discover
 from gateway.io.identity import load_pair
-from gateway.io.mqtt import Broker, Link, Phase, Status
+from gateway.io.mqtt import Broker, Link, Phase, Status, tls_hint
 from gateway.io.opcua import Connection
 from gateway.io.reader import JournalReader
 from gateway.io.runtime import JOURNAL, log_layout, open_store, read_secret
@@ -333,10 +333,7 @@ def ask_broker(config: Config) -> list[Finding]:
     mqtt, part = config.mqtt, "mqtt"
     status = Status()
     try:
-        broker = Broker(
-            url=mqtt.url, client_id=f"edgemirror-check-{secrets.token_hex(4)}", node=config.group.name, user=mqtt.user,
-            password_file=mqtt.password_file, ca_file=mqtt.ca_file, keepalive_s=max(5, mqtt.keepalive_s),
-        )  # fmt: skip
+        broker = Broker.of(mqtt, f"edgemirror-check-{secrets.token_hex(4)}", config.group.name)
         will = Message(f"{mqtt.prefix}/_check", b"", 0, False)
         link = Link(broker, will, status)
         up = _logs_in(link)
@@ -348,8 +345,8 @@ def ask_broker(config: Config) -> list[Finding]:
     hint = (
         "check mqtt.user, mqtt.password_file and the broker's rights" if refused else "check mqtt.url and the way to it"
     )
-    if "CERTIFICATE_VERIFY_FAILED" in status.last_error:
-        refused, hint = True, "set mqtt.ca_file to the certificate authority of the broker"
+    if mend := tls_hint(status.last_error, broker):
+        refused, hint = True, mend
     return [Finding("failed" if refused else "away", part, f"{mqtt.url}: {status.last_error}", hint)]
 
 

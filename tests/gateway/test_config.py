@@ -53,6 +53,11 @@ def test_the_shortest_file_takes_the_documented_defaults() -> None:
          "needs security such as Basic256Sha256:SignAndEncrypt"),
         (MINIMAL.replace('security = "none"', 'security = "none"\nuser_key_file = "k"\nuser_certificate_file = "c"\n'
                          'user = "u"\npassword_file = "p"'), "two ways to log in"),
+        (MINIMAL + '[mqtt]\nurl = "mqtts://b"\nkey_file = "k"', "set both or neither"),
+        (MINIMAL + '[mqtt]\nurl = "mqtt://b"\nkey_file = "k"\ncertificate_file = "c"', "use mqtts://host:port"),
+        (MINIMAL + '[sync]\nbucket = "s3://b/p"\nproxy = "proxy:3128"', "use http://host:port"),
+        (MINIMAL + '[sync]\nbucket = "s3://b/p"\nproxy = "http://u:p@proxy:3128"', "use sync.proxy_user"),
+        (MINIMAL + '[sync]\nbucket = "s3://b/p"\nproxy_user = "u"\nproxy_password_file = "p"', "belong to sync.proxy"),
         (MINIMAL + '[mqtt]\nurl = "tcp://broker"', "use mqtt://host:port"),
         (MINIMAL + '[sync]\nbucket = "mirror"', "use s3://bucket/prefix"),
         (MINIMAL + "[sync.interval_s]\nmin = 61", "use at most sync.interval_s.max (60.0)"),
