@@ -15,6 +15,7 @@ from gateway.forecast import CPU_SHARE_MAX, GIB, Prediction, cpu_share
 
 Level = Literal["ok", "warning", "failed", "away"]
 EXPIRY_DAYS = 30
+RENEW = "edgemirror trust renew, or ask who issued it"
 
 
 class Finding(NamedTuple):
@@ -43,6 +44,14 @@ def validity(part: str, begin: datetime, end: datetime, now: datetime, hint: str
     if days < EXPIRY_DAYS:
         return Finding("warning", part, f"{span}: it expires in {days} days", hint)
     return Finding("ok", part, f"{span}, {days} days left")
+
+
+def own_certificates(config: Config) -> dict[str, str]:
+    """Return the files of the certificates by which this gateway and its users are known, by whose they are."""
+    files = {f"source {source.name}": source.certificate_file for source in config.source}
+    files |= {f"user of source {source.name}": source.user_certificate_file for source in config.source}
+    files |= {"http": config.http.certificate_file, "mqtt": config.mqtt.certificate_file}
+    return {name: file for name, file in files.items() if file}
 
 
 def settings(config: Config) -> list[Finding]:

@@ -112,7 +112,9 @@ class Source(_Table, frozen=True, kw_only=True):
         security: Policy and mode; `none` has to be written out.
         user: User name; empty is anonymous.
         password_file: File with the password; required with `user`.
-        user_certificate_file, user_key_file: A user by certificate (DER) and key (PEM), instead of name and password.
+        password_in_clear: Send the password also where everybody on the network can read it.
+        user_certificate_file, user_key_file: Certificate (DER or PEM) and key (PEM) of the user, instead of
+            `user`; they need security.
         certificate_file, key_file: This gateway's application certificate (DER) and key (PEM).
         trust_dir: Folder of server certificates (DER) that are accepted. Required with security.
         session_timeout_s: How long the server is asked to keep the session of a gateway that is gone;
@@ -129,6 +131,7 @@ class Source(_Table, frozen=True, kw_only=True):
     security: Security
     user: str = ""
     password_file: str = ""
+    password_in_clear: bool = False
     user_certificate_file: str = ""
     user_key_file: str = ""
     certificate_file: str = ""
@@ -180,7 +183,9 @@ class Sync(_Table, frozen=True):
         region: Of the store.
         access_key_file, secret_key_file: Credentials; empty means the environment's own.
         ca_file: Certificates to trust; empty: the system's.
-        proxy: `http://host:port` of a proxy on the way to the store; empty: what the environment says.
+        proxy: `http://host:port` that everything to the bucket goes through; empty: what the environment says.
+        proxy_user: User name at the proxy, empty for none.
+        proxy_password_file: File with its password.
         interval_s: How often segments are sent.
         requests_per_day: Budget the push interval adapts to.
         segment_rows: Samples in one segment at the most.
@@ -194,6 +199,8 @@ class Sync(_Table, frozen=True):
     secret_key_file: str = ""
     ca_file: str = ""
     proxy: str = ""
+    proxy_user: str = ""
+    proxy_password_file: str = ""
     interval_s: Interval = Interval()
     requests_per_day: Annotated[int, Meta(ge=100)] = 20_000
     segment_rows: Annotated[int, Meta(ge=1, le=5_000_000)] = 200_000
@@ -208,6 +215,8 @@ class Mqtt(_Table, frozen=True):
         user: User name, empty for none.
         password_file: File with the password.
         ca_file: Certificates to trust; empty: the system's.
+        certificate_file, key_file: Certificate and key (PEM) that the broker knows this client by; they need
+            `mqtts`.
         prefix: First levels of all topics.
         device_objects: One object for each device and batch, QoS 1.
         shape: `nested` puts values under `values`, `flat` at the top level of the device object.
@@ -221,6 +230,8 @@ class Mqtt(_Table, frozen=True):
     user: str = ""
     password_file: str = ""
     ca_file: str = ""
+    certificate_file: str = ""
+    key_file: str = ""
     prefix: str = "uns/v1"
     device_objects: bool = True
     tag_topics: Literal["none", "selected", "all"] = "selected"
@@ -336,10 +347,7 @@ def _check(config: Config) -> None:
             )
         if source.user and not source.password_file:
             raise ConfigError(f"{where}: user is {source.user!r} without password_file")
-        if bool(source.user_certificate_file) != bool(source.user_key_file):
-            raise ConfigError(f"{where}: user_certificate_file and user_key_file belong together; set both or neither")
-        if source.user and source.user_certificate_file:
-            raise ConfigError(f"{where}: user and user_certificate_file are two users; set one of them")
+        check_user(source, where)
         for device in source.device:
             for root in device.browse:
                 parse_root(root)
@@ -355,6 +363,19 @@ def _check(config: Config) -> None:
     _check_http(config.http)
 
 
+def check_user(source: Source, where: str) -> None:
+    """Check that a user's certificate can be used; ConfigError if it cannot."""
+    if bool(source.user_certificate_file) != bool(source.user_key_file):
+        raise ConfigError(f"{where}: user_certificate_file and user_key_file belong together; set both or neither")
+    if source.user_certificate_file and source.user:
+        raise ConfigError(f"{where}: user and user_certificate_file are two ways to log in; set one")
+    if source.user_certificate_file and source.security == "none":
+        raise ConfigError(
+            f"{where}: user_certificate_file needs security such as Basic256Sha256:SignAndEncrypt: with none, "
+            "somebody on the way could pass the proof on"
+        )
+
+
 def _check_sync(sync: Sync) -> None:
     if sync.interval_s.min > sync.interval_s.max:
         raise ConfigError(
@@ -365,11 +386,16 @@ def _check_sync(sync: Sync) -> None:
     url = _url(sync.bucket)
     if url is None or url.scheme != "s3" or not url.netloc:
         raise ConfigError(f"sync.bucket is {sync.bucket!r}; use s3://bucket/prefix")
-    proxy = _url(sync.proxy) if sync.proxy else None
-    if sync.proxy and (proxy is None or proxy.scheme not in ("http", "https") or not proxy.hostname or not proxy.port):
-        raise ConfigError(f"sync.proxy is {sync.proxy!r}; use http://host:port")
     if bool(sync.access_key_file) != bool(sync.secret_key_file):
         raise ConfigError("sync.access_key_file and sync.secret_key_file belong together; set both or neither")
+    if sync.proxy:
+        proxy = _url(sync.proxy)
+        if proxy is None or proxy.scheme != "http" or not proxy.hostname or not proxy.port or proxy.path.strip("/"):
+            raise ConfigError(f"sync.proxy is {sync.proxy!r}; use http://host:port")
+        if proxy.username is not None or proxy.password is not None:
+            raise ConfigError("sync.proxy holds credentials; use sync.proxy_user and sync.proxy_password_file")
+    if bool(sync.proxy_user) != bool(sync.proxy_password_file) or (sync.proxy_user and not sync.proxy):
+        raise ConfigError("sync.proxy_user and sync.proxy_password_file belong to sync.proxy; set all or only that")
     least = math.ceil(REQUESTS_PER_SEGMENT * DAY_S / sync.interval_s.max)
     if sync.requests_per_day < least:
         raise ConfigError(
@@ -389,6 +415,10 @@ def _check_mqtt(mqtt: Mqtt) -> None:
         raise ConfigError(f"mqtt.prefix is {mqtt.prefix!r}; use levels without +, #, % such as uns/v1")
     if mqtt.password_file and not mqtt.user:
         raise ConfigError("mqtt.password_file is set without mqtt.user; set both or neither")
+    if bool(mqtt.certificate_file) != bool(mqtt.key_file):
+        raise ConfigError("mqtt.certificate_file and mqtt.key_file belong together; set both or neither")
+    if mqtt.certificate_file and url.scheme != "mqtts":
+        raise ConfigError(f"mqtt.certificate_file needs TLS, and mqtt.url is {mqtt.url!r}; use mqtts://host:port")
 
 
 def _check_http(http: Http) -> None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from gateway.checkup import EXPIRY_DAYS
+from gateway.checkup import Finding
 from mirror.header import Clock
 
 DAY_S = 86_400.0
@@ -95,18 +95,10 @@ def judge_space(free_bytes: int, held_bytes: int, max_bytes: float, per_day: flo
     return Found("space", "ok" if days >= DISK_DAYS_GOOD else "warn", text, hint)
 
 
-def judge_certificate(name: str, expires_s: float, file: str) -> Found:
-    """Judge how long a certificate is good for.
-
-    Args:
-        name: Whose it is.
-        expires_s: Seconds until it expires; negative where it has.
-        file: Where it stands.
-    """
-    days = expires_s / DAY_S
-    text = f"{file} expired {-days:.0f} days ago" if days < 0 else f"{file} is valid for {days:.0f} more days"
-    level = "fail" if days < 0 else "warn" if days < EXPIRY_DAYS else "ok"
-    return Found(f"certificate {name}", level, text, "" if level == "ok" else "edgemirror trust renew")
+def judged(finding: Finding) -> Found:
+    """Return what `check` finds as a line of this report."""
+    level = {"ok": "ok", "warning": "warn", "failed": "fail", "away": "warn"}[finding.level]
+    return Found(finding.part, level, finding.text, "" if level == "ok" else finding.hint)
 
 
 def judge_store(times_ms: Sequence[float], failed: Sequence[str], warned: Sequence[str]) -> list[Found]:

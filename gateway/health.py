@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.checkup import EXPIRY_DAYS
+from gateway.checkup import EXPIRY_DAYS, RENEW
 
 LOOP_LAG_S_MAX = 5.0
 SKEW_S_MAX = 60.0  # from there on rows count as ahead of this box, or are late for dashboards
@@ -261,7 +261,7 @@ def _problems(f: Figures) -> Iterator[Problem]:
     for name, left_s in f.certificates.items():
         if left_s < EXPIRY_DAYS * 86_400:
             when = "has expired" if left_s < 0 else f"expires in {left_s / 86_400:.0f} days"
-            yield Problem(f"certificate {name}", f"{when}: edgemirror trust renew, or ask who issued it", False)
+            yield Problem(f"certificate {name}", f"{when}: {RENEW}", False)
     if f.gaps_open:
         yield Problem("gaps", f"{f.gaps_open} open", False)
     if f.clock_offset_s is not None and abs(f.clock_offset_s) > CLOCK_OFFSET_S_MAX:

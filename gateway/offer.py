@@ -79,7 +79,7 @@ class Offered:
         """The best of what is offered that the gateway can do; empty if none can be used."""
         return next((s for s in self.securities if s in SECURITIES), "")
 
-    def require(self, endpoint: str, security: str, user: str) -> None:
+    def require(self, endpoint: str, security: str, user: str, *, certificate: bool = False) -> None:
         """Raise ConfigError if this security, or logging in like this, is not offered."""
         offer = next((o for o in self.offers if o.security == security), None)
         if offer is None:
@@ -91,9 +91,14 @@ class Offered:
                 f"{endpoint} does not offer security {security!r}; it offers {', '.join(self.securities)}",
                 hint=f"add --security {usable[0]}",
             )
-        wanted = "user name" if user else "anonymous"
+        wanted = "certificate" if certificate else "user name" if user else "anonymous"
         if offer.users and wanted not in offer.users:
             hint = "leave --user out" if user else "add --user NAME --password-file FILE"
+            hint = (
+                "use --user NAME --password-file FILE, or allow certificate users on the device"
+                if certificate
+                else hint
+            )
             raise ConfigError(
                 f"{endpoint} does not let anybody in by {wanted} with security {security!r}, "
                 f"only by {' or '.join(offer.users)}",

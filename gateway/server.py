@@ -42,7 +42,10 @@ OPERATOR_MENDS = frozenset((
     "BadSecurityPolicyRejected", "BadSecurityModeRejected", "BadApplicationSignatureInvalid",
     "BadCertificateInvalid", "BadCertificateUntrusted", "BadCertificateTimeInvalid",
     "BadCertificateUriInvalid", "BadCertificateUseNotAllowed", "BadCertificateRevoked",
-    "BadCertificateHostNameInvalid", "BadTcpEndpointUrlInvalid",
+    "BadCertificateHostNameInvalid", "BadCertificateChainIncomplete", "BadCertificateRevocationUnknown",
+    "BadCertificateIssuerTimeInvalid", "BadCertificateIssuerUseNotAllowed", "BadCertificateIssuerRevoked",
+    "BadCertificateIssuerRevocationUnknown", "BadCertificatePolicyCheckFailed", "BadUserSignatureInvalid",
+    "BadTcpEndpointUrlInvalid",
 ))  # fmt: skip
 
 

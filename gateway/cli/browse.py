@@ -30,7 +30,9 @@ def browse(options: argparse.Namespace) -> int:
         raise ConfigError(f"{options.node!r} is a pattern; name a node, such as ns=2;s=Press7")
 
     async def look() -> tuple[Tree, dict[int, Tag]]:
-        (await discover(source.endpoint)).require(source.endpoint, source.security, source.user)
+        (await discover(source.endpoint)).require(
+            source.endpoint, source.security, source.user, certificate=bool(source.user_certificate_file)
+        )
         connection = Connection(source, password=server.password_of(source))
         try:
             await connection.connect()

@@ -15,7 +15,7 @@ import msgspec
 
 from gateway import draft
 from gateway.cli import server, terminal
-from gateway.config import Device, Source
+from gateway.config import Device, Source, check_user
 from gateway.draft import SourceDraft
 from gateway.inventory import Row, Template, check_names, instances, read_list, read_template
 from gateway.io.discover import discover
@@ -81,12 +81,16 @@ def _source(row: Row, options: argparse.Namespace, own: Own, trust_dir: Path) ->
         user, password_file = options.user, options.password_file or ""
     if user and not password_file:
         raise ConfigError("--user needs --password-file: a file that holds the password", hint="chmod 600 it")
-    return Source(
+    source = Source(
         name=row.name, endpoint=row.endpoint, security=row.security,  # type: ignore[arg-type]  # checked by the list
         user=user, password_file=str(Path(password_file).resolve()) if password_file else "",
         certificate_file=certificate, key_file=key, trust_dir=str(trust_dir) if certificate else "",
-        device=[server.EVERYTHING],
+        device=[server.EVERYTHING], password_in_clear=bool(user) and options.password_in_clear,
+        user_certificate_file="" if user else server.absolute(options.user_certificate_file),
+        user_key_file="" if user else server.absolute(options.user_key_file),
     )  # fmt: skip
+    check_user(source, row.name)
+    return source
 
 
 async def _visits(
@@ -120,7 +124,7 @@ async def _visits(
 async def _visit(row: Row, source: Source, made: dict[int, list[Device]], variables_max: int) -> SourceDraft:
     """Ask one server; with a template only whether it is there and lets us in."""
     offered = await discover(source.endpoint)
-    offered.require(source.endpoint, source.security, source.user)
+    offered.require(source.endpoint, source.security, source.user, certificate=bool(source.user_certificate_file))
     if source.security != "none":
         _trusted(offered, Path(source.trust_dir))
     if row.row in made:

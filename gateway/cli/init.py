@@ -96,7 +96,7 @@ def own(options: argparse.Namespace, place: Place) -> tuple[str, str]:
     if options.certificate_file or options.key_file:
         if not (options.certificate_file and options.key_file):
             raise ConfigError("--certificate-file and --key-file belong together; name both or neither")
-        return _absolute(options.certificate_file), _absolute(options.key_file)
+        return server.absolute(options.certificate_file), server.absolute(options.key_file)
     uri = f"urn:{place.replica}:edgemirror"
     certificate, key = own_certificate(place.pki / "own", uri, place.replica)
     return str(certificate), str(key)
@@ -107,13 +107,11 @@ def trust_dir(options: argparse.Namespace, place: Place) -> Path:
     return Path(options.trust_dir).resolve() if options.trust_dir else place.pki / "trusted"
 
 
-def _absolute(path: str) -> str:
-    return str(Path(path).resolve()) if path else ""
-
-
 def _one(options: argparse.Namespace, place: Place) -> tuple[SourceDraft, Offered]:
     """Visit the one server that was named."""
-    given = server.source_of(argparse.Namespace(**{**vars(options), "security": None}))
+    given = server.source_of(
+        argparse.Namespace(**{**vars(options), "security": None, "user_certificate_file": None, "user_key_file": None})
+    )
     with terminal.Progress(options) as progress:
         progress.show(f"asking {given.endpoint} what it offers", now=True)
         offered = server.run(discover(given.endpoint))
@@ -121,7 +119,7 @@ def _one(options: argparse.Namespace, place: Place) -> tuple[SourceDraft, Offere
         terminal.table(server.describe(offered))
         print(flush=True)
     source = _secured(options, place, offered)
-    offered.require(source.endpoint, source.security, source.user)
+    offered.require(source.endpoint, source.security, source.user, certificate=bool(source.user_certificate_file))
     if source.security != "none":
         _trust(options, source, offered)
     found = _visit(options, source)
@@ -157,13 +155,20 @@ def _secured(options: argparse.Namespace, place: Place, offered: Offered) -> Sou
     """Return the source with its security; where one was asked for, with all that it needs."""
     certificate, key = "", ""
     if options.security and options.security != "none":
-        offered.require(options.endpoint, options.security, options.user or "")
+        offered.require(
+            options.endpoint, options.security, options.user or "", certificate=bool(options.user_certificate_file)
+        )
         certificate, key = own(options, place)
     folder = str(trust_dir(options, place)) if certificate else None
     given = argparse.Namespace(**{**vars(options), "trust_dir": folder})
     source = server.source_of(given, certificate_file=certificate, key_file=key)
     return msgspec.structs.replace(
-        source, password_file=_absolute(source.password_file), certificate_file=certificate, key_file=key
+        source,
+        password_file=server.absolute(source.password_file),
+        certificate_file=certificate,
+        key_file=key,
+        user_certificate_file=server.absolute(source.user_certificate_file),
+        user_key_file=server.absolute(source.user_key_file),
     )
 
 
@@ -198,6 +203,7 @@ def _again(options: argparse.Namespace) -> list[str]:
         "--security": options.security, "--out": options.out if options.out != "gateway.toml" else "",
         "--user": options.user, "--password-file": options.password_file, "--trust-dir": options.trust_dir,
         "--certificate-file": options.certificate_file, "--key-file": options.key_file,
+        "--user-certificate-file": options.user_certificate_file, "--user-key-file": options.user_key_file,
     }  # fmt: skip
     return ["edgemirror", "init", options.endpoint, *(x for k, v in given.items() if v for x in (k, v))]
 

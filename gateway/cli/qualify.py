@@ -31,7 +31,7 @@ def qualify(options: argparse.Namespace) -> int:
     async def go() -> tuple[Offered, Trial]:
         progress.show("asking what it offers", now=True)
         offered = await discover(source.endpoint)
-        offered.require(source.endpoint, source.security, source.user)
+        offered.require(source.endpoint, source.security, source.user, certificate=bool(source.user_certificate_file))
         return offered, await trial(
             source, server.password_of(source), options.node, seconds=options.seconds,
             progress=lambda text: progress.show(text, now=True),

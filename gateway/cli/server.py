@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gateway.cli.terminal import quiet
-from gateway.config import Device, Source
+from gateway.config import Device, Source, check_user
 from gateway.offer import SECURITIES, CertificateFacts, Offered, certificate_facts, is_endpoint
 from mirror.errors import ConfigError, Corrupt
 
@@ -43,11 +43,20 @@ def source_of(options: argparse.Namespace, *, certificate_file: str = "", key_fi
         missing = [name for name, value in given.items() if not value]
         if missing:
             raise ConfigError(f"--security {security} needs {', '.join(missing)}")
-    return Source(
+    source = Source(
         name="server", endpoint=options.endpoint, security=security,  # type: ignore[arg-type]  # checked above
         user=options.user or "", password_file=options.password_file or "", certificate_file=certificate,
         key_file=key, trust_dir=options.trust_dir or "", device=[EVERYTHING],
+        password_in_clear=options.password_in_clear, user_certificate_file=options.user_certificate_file or "",
+        user_key_file=options.user_key_file or "",
     )  # fmt: skip
+    check_user(source, options.endpoint)
+    return source
+
+
+def absolute(path: str | None) -> str:
+    """Return a path that does not depend on where the command was typed; empty for none."""
+    return str(Path(path).resolve()) if path else ""
 
 
 def password_of(source: Source) -> str:

@@ -16,12 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gateway import doctor
+from gateway.checkup import RENEW, own_certificates, validity
 from gateway.config import Config
 from gateway.doctor import Found
 from gateway.io.clock import clock
 from gateway.io.reader import JournalReader
 from gateway.io.runtime import JOURNAL, log_layout, open_store
-from gateway.io.trust import expiry
+from gateway.io.trust import dates
 from mirror.errors import MirrorError
 from mirror.io.s3 import together
 from mirror.probe import probe
@@ -99,10 +100,10 @@ def _journal(config: Config) -> list[Found]:
 
 
 def _certificates(config: Config) -> list[Found]:
-    files = {source.name: source.certificate_file for source in config.source if source.certificate_file}
     now = datetime.now(UTC)
     return [
-        doctor.judge_certificate(name, (expiry(Path(file)) - now).total_seconds(), file) for name, file in files.items()
+        doctor.judged(validity(f"certificate {name}", *dates(Path(file)), now, RENEW))
+        for name, file in own_certificates(config).items()
     ]
 
 

@@ -24,13 +24,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gateway.config import Http, address
 from gateway.health import Figures, document, exposition, is_alive, is_ready
 from mirror.errors import ConfigError
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-CONNECTIONS_MAX = 64  # at once; more are answered 503
+CONNECTIONS_MAX = 64  # at once; for one more the oldest is hung up on
+CONNECTION_S = 10.0  # after this long a connection is ended, unless it is just being answered
+HANDSHAKE_S = 5.0
 STOP_S = 1
 TOKEN_MIN = 16  # characters
 
@@ -71,6 +74,11 @@ class HttpServer:
         host = f"[{self._address[0]}]" if ":" in self._address[0] else self._address[0]
         return f"{'https' if self._config.certificate_file else 'http'}://{host}:{self.port}"
 
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._server.server_state.connections) if self._server is not None else 0
+
     async def start(self) -> None:
         """Listen. ConfigError if the port is taken."""
         host, port = self._address
@@ -80,8 +88,8 @@ class HttpServer:
             raise ConfigError(f"http.listen is '{host}:{port}': {error}; use another port, such as 8481") from error
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(
-            self.app(), log_config=None, access_log=False, lifespan="off", http="h11", ws="none", server_header=False,
-            limit_concurrency=CONNECTIONS_MAX, timeout_keep_alive=10, timeout_graceful_shutdown=STOP_S,
+            self.app(), log_config=None, access_log=False, lifespan="off", http=_Bounded, ws="none",
+            server_header=False, timeout_keep_alive=10, timeout_graceful_shutdown=STOP_S,
             ssl_certfile=self._config.certificate_file or None, ssl_keyfile=self._config.key_file or None,
         )  # fmt: skip
         try:
@@ -128,8 +136,45 @@ class HttpServer:
         return Response(exposition(self._figures()), media_type=METRICS_TYPE)
 
 
+class _Bounded(H11Protocol):
+    """A connection that cannot be kept by saying nothing, or little: uvicorn alone would wait for ever.
+
+    Who comes is let in at the cost of whoever has been there longest, so that a probe of a service manager is
+    answered though others hold on to all the connections that there are.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._since = self.loop.time()
+        self._end = self.loop.call_later(CONNECTION_S, self._late)
+        if len(self.connections) > CONNECTIONS_MAX:
+            oldest = min((c for c in self.connections if isinstance(c, _Bounded)), key=lambda c: c._since)
+            self.connections.discard(oldest)
+            oldest.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end.cancel()
+        super().connection_lost(exc)
+
+    def _late(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+        self._end = self.loop.call_later(STOP_S, self.transport.abort)  # who does not read keeps nothing either
+
+
 class _Uvicorn(uvicorn.Server):
-    """uvicorn without its signal handlers: when to end is decided elsewhere."""
+    """uvicorn without its signal handlers, and with a bound on handshakes: when to end is decided elsewhere."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        ssl_context = self.config.ssl
+        self.servers = []
+        for listener in sockets or []:
+            server = await asyncio.get_running_loop().create_server(
+                lambda: _Bounded(self.config, self.server_state, {}), sock=listener, ssl=ssl_context,
+                ssl_handshake_timeout=HANDSHAKE_S if ssl_context else None, backlog=CONNECTIONS_MAX,
+            )  # fmt: skip
+            self.servers.append(server)
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

@@ -26,8 +26,10 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from gateway.config import Mqtt
 from gateway.formats.json_uns import PAYLOAD_BYTES_MAX, Message
 from mirror.errors import ConfigError
+from mirror.tls import hint
 
 SESSION_TAKEN_OVER = 0x8E
 UNSUPPORTED_VERSION = 0x84
@@ -46,8 +48,8 @@ class Broker:
         user: User name, empty for none.
         password_file: File with the password; read at each connection.
         ca_file: Certificates to trust, empty for the system's.
-        cert_file: Certificate of this client, empty for none.
-        key_file: Its key.
+        certificate_file: Certificate of this client (PEM), empty for none; read at each connection.
+        key_file: Its key (PEM).
         keepalive_s: Keep-alive; a broker that is silent for twice as long is away.
         window: Most messages under way, not yet acknowledged.
         interval_s: Least time between two rounds of live values.
@@ -65,7 +67,7 @@ class Broker:
     user: str = ""
     password_file: str = ""
     ca_file: str = ""
-    cert_file: str = ""
+    certificate_file: str = ""
     key_file: str = ""
     keepalive_s: int = 5
     window: int = 100
@@ -91,10 +93,19 @@ class Broker:
             raise ConfigError(f"mqtt.window is {self.window}; use 1 to 65535, such as 100")
         if not 0 < self.cpu_share <= 1:
             raise ConfigError(f"mqtt.cpu_share is {self.cpu_share}; use more than 0 and at most 1, such as 0.1")
-        for name in ("password_file", "ca_file", "cert_file", "key_file"):
+        for name in ("password_file", "ca_file", "certificate_file", "key_file"):
             path = getattr(self, name)
             if path and not Path(path).is_file():
                 raise ConfigError(f"mqtt.{name} is {path!r}, which is no file")
+
+    @staticmethod
+    def of(mqtt: Mqtt, client_id: str, node: str) -> Broker:
+        """Return the broker of a configuration."""
+        return Broker(
+            url=mqtt.url, client_id=client_id, node=node, user=mqtt.user, password_file=mqtt.password_file,
+            ca_file=mqtt.ca_file, certificate_file=mqtt.certificate_file, key_file=mqtt.key_file,
+            keepalive_s=mqtt.keepalive_s, window=mqtt.window,
+        )  # fmt: skip
 
     @property
     def address(self) -> tuple[str, int]:
@@ -151,6 +162,15 @@ class Phase(Enum):
     UP = 2
 
 
+def tls_hint(said: str, broker: Broker) -> str:
+    """Return what to do about a failed TLS handshake; empty if that was not the reason."""
+    if not broker.tls:
+        return ""
+    if "KEY_VALUES_MISMATCH" in said:
+        return "set mqtt.certificate_file and mqtt.key_file to two files that belong together"
+    return hint(said, ca_setting="mqtt.ca_file", address_setting="mqtt.url", whose="broker")
+
+
 class Link:
     """One connection to the broker after the other; used by the publisher's thread alone.
 
@@ -204,7 +224,9 @@ class Link:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._unanswered += 1  # until the CONNACK is read
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError, a bad host name a ValueError
-            self._ended(str(error) or repr(error))
+            said = str(error) or repr(error)
+            mend = tls_hint(said, broker)
+            self._ended(f"{said}; {mend}" if mend else said)
 
     def _new_client(self) -> paho.Client:
         broker = self._broker
@@ -219,8 +241,8 @@ class Link:
         client.on_publish = self._on_publish
         if broker.tls:
             context = ssl.create_default_context(cafile=broker.ca_file or None)
-            if broker.cert_file:
-                context.load_cert_chain(broker.cert_file, broker.key_file or None)
+            if broker.certificate_file:
+                context.load_cert_chain(broker.certificate_file, broker.key_file or None, password="")  # never asks
             client.tls_set_context(context)
         return client
 
@@ -296,6 +318,9 @@ class Link:
 
     def _ended(self, reason: str) -> None:
         if self.phase is not Phase.CLOSED:
+            if self.phase is Phase.CONNECTING and self._broker.tls and "was lost" in reason:  # a TLS alert looks so
+                mine = "may not accept" if self._broker.certificate_file else "may ask for a client certificate:"
+                reason = f"{reason}, before the broker answered: it {mine} mqtt.certificate_file"
             self.phase = Phase.CLOSED
             self.largest_bytes = max((size for _, size in self._under_way.values()), default=0)
             self._under_way.clear()

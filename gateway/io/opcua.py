@@ -35,12 +35,13 @@ from asyncua.crypto import security_policies
 from asyncua.crypto.uacrypto import CertProperties, der_from_x509, x509_from_der
 from asyncua.ua.ua_binary import Primitives, nodeid_from_binary, nodeid_to_binary
 
-from gateway import monitor, server
+from gateway import login, monitor, server
 from gateway.browse import node_text
 from gateway.config import Source
 from gateway.decode import read_republish, read_values
 from gateway.io import history, trustlist
 from gateway.io.browse import browse
+from gateway.io.identity import load_pair
 from gateway.io.trust import application_uri
 from gateway.server import FACT_NODES, OPERATOR_MENDS, MonitoredItem, Refused, Revised, ServerFacts, Subscription
 from mirror.batch import Batch, Kind, concat
@@ -97,7 +98,7 @@ class Connection:
         """
         async with self._opening("connect") as client:
             await client.create_session()
-            await client._activate_with_credentials()
+            await self._log_in(client)
             self.session_timeout_s = client.session_timeout / 1000
 
     async def resume(self, secret: bytes) -> None:
@@ -125,7 +126,7 @@ class Connection:
             client.uaclient.session.restore_authentication_token(token)
             client._server_nonce = former.nonce
             try:
-                await client._activate_with_credentials()
+                await self._log_in(client)
             except ua.UaStatusCodeError as error:
                 raise Refused("resume", error.code) from error
 
@@ -196,8 +197,8 @@ class Connection:
             client.set_user(config.user)
             client.set_password(self._password)
         if config.user_certificate_file:
-            await client.load_client_certificate(config.user_certificate_file, "der")
-            await client.load_private_key(config.user_key_file, extension="pem")
+            pair = load_pair(config.user_certificate_file, config.user_key_file)
+            client.user_certificate, client.user_private_key = pair
         if config.security == "none":
             return
         endpoint = self._endpoint(await client.connect_and_get_server_endpoints())
@@ -215,15 +216,12 @@ class Connection:
             trustlist.check(*self._shown, self._config.name, self._config.trust_dir)
 
     def _endpoint(self, endpoints: Sequence[Any]) -> Any:
-        """Return the endpoint of the configured policy and mode, the server's preferred one."""
-        security = self._config.security
-        uri, wanted = _policy(security).URI, ua.MessageSecurityMode[security.partition(":")[2] or "None_"]
-        found = [e for e in endpoints if e.SecurityPolicyUri == uri and e.SecurityMode == wanted]
-        found = [e for e in found if e.EndpointUrl.startswith("opc.tcp")]
-        if not found:
-            offered = {f"{e.SecurityPolicyUri.rpartition('#')[2]}:{e.SecurityMode.name}" for e in endpoints}
-            raise ConfigError(f"{self.url} does not offer {security}; it offers {', '.join(sorted(offered))}")
-        return max(found, key=lambda e: e.SecurityLevel)
+        return login.endpoint(self._config, _policy(self._config.security).URI, endpoints)
+
+    async def _log_in(self, client: Any) -> None:
+        """Activate the session in one chosen way: asyncua would take the first, also one that shows a password."""
+        client._policy_ids = login.way(self._config, client._policy_ids, client.security_policy.URI)
+        await client._activate_with_credentials()
 
     def _abort(self, client: Any) -> None:
         task, protocol = client._renew_channel_task, client.uaclient.protocol
@@ -572,6 +570,7 @@ _METHODS: dict[Any, dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 _NAMES: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (Client("opc.tcp://127.0.0.1"), ("_server_nonce", "_policy_ids", "_renew_channel_task", "max_messagesize")),
+    (Client("opc.tcp://127.0.0.1"), ("user_certificate", "user_private_key")),
     (UASocketProtocol(), ("_connection", "transport", "is_closed")),
     (UASocketProtocol()._connection, ("_limits",)),
     (UASocketProtocol()._connection._limits, ("max_message_size",)),

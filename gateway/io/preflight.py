@@ -26,12 +26,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from gateway.browse import excluder
 from gateway.capabilities import Capabilities
-from gateway.checkup import Finding, validity
+from gateway.checkup import RENEW, Finding, validity
 from gateway.config import Config, Source
 from gateway.formats.json_uns import Message
 from gateway.io.browse import variables
 from gateway.io.discover import capabilities, discover
-from gateway.io.mqtt import Broker, Link, Phase, Status
+from gateway.io.identity import load_pair
+from gateway.io.mqtt import Broker, Link, Phase, Status, tls_hint
 from gateway.io.opcua import Connection
 from gateway.io.reader import JournalReader
 from gateway.io.runtime import JOURNAL, log_layout, open_store, read_secret
@@ -62,6 +63,8 @@ def offline(config: Config) -> list[Finding]:
     for source in config.source:
         if source.security != "none":
             found += _certificates(source)
+        if source.user_certificate_file:
+            found += _user_certificate(source)
     return found + _data_dir(config)
 
 
@@ -116,9 +119,8 @@ def _certificates(source: Source) -> list[Finding]:
         try:
             certificate = x509.load_der_x509_certificate(Path(source.certificate_file).read_bytes())
             application_uri(source.certificate_file)
-            hint = "edgemirror trust renew"
             found.append(validity(f"{where}, certificate_file", certificate.not_valid_before_utc,
-                                  certificate.not_valid_after_utc, now, hint))  # fmt: skip
+                                  certificate.not_valid_after_utc, now, RENEW))  # fmt: skip
             key = load_pem_private_key(Path(source.key_file).read_bytes(), None)
             form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
             if key.public_key().public_bytes(*form) != certificate.public_key().public_bytes(*form):
@@ -130,6 +132,17 @@ def _certificates(source: Source) -> list[Finding]:
         except ConfigError as error:
             found.append(Finding("failed", f"{where}, certificate_file", str(error), error.hint))
     return found + _trusted(where, Path(source.trust_dir), now)
+
+
+def _user_certificate(source: Source) -> list[Finding]:
+    """Check the certificate and key with which the source's user logs in."""
+    part = f"source {source.name}, user_certificate_file"
+    try:
+        certificate, _ = load_pair(source.user_certificate_file, source.user_key_file)
+    except ConfigError as error:
+        return [Finding("failed", part, str(error), error.hint)]
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return [validity(part, begin, end, datetime.now(UTC), "ask for a new one")]
 
 
 def _trusted(where: str, folder: Path, now: datetime) -> list[Finding]:
@@ -238,7 +251,7 @@ async def _ask(source: Source, answers: Answers) -> None:
     part = f"source {source.name}"
     try:
         offered = await discover(source.endpoint, timeout_s=source.request_timeout_s)
-        offered.require(source.endpoint, source.security, source.user)
+        offered.require(source.endpoint, source.security, source.user, certificate=bool(source.user_certificate_file))
         connection = Connection(source, password=read_secret(source.password_file))
         try:
             await connection.connect()
@@ -320,10 +333,7 @@ def ask_broker(config: Config) -> list[Finding]:
     mqtt, part = config.mqtt, "mqtt"
     status = Status()
     try:
-        broker = Broker(
-            url=mqtt.url, client_id=f"edgemirror-check-{secrets.token_hex(4)}", node=config.group.name, user=mqtt.user,
-            password_file=mqtt.password_file, ca_file=mqtt.ca_file, keepalive_s=max(5, mqtt.keepalive_s),
-        )  # fmt: skip
+        broker = Broker.of(mqtt, f"edgemirror-check-{secrets.token_hex(4)}", config.group.name)
         will = Message(f"{mqtt.prefix}/_check", b"", 0, False)
         link = Link(broker, will, status)
         up = _logs_in(link)
@@ -335,8 +345,8 @@ def ask_broker(config: Config) -> list[Finding]:
     hint = (
         "check mqtt.user, mqtt.password_file and the broker's rights" if refused else "check mqtt.url and the way to it"
     )
-    if "CERTIFICATE_VERIFY_FAILED" in status.last_error:
-        refused, hint = True, "set mqtt.ca_file to the certificate authority of the broker"
+    if mend := tls_hint(status.last_error, broker):
+        refused, hint = True, mend
     return [Finding("failed" if refused else "away", part, f"{mqtt.url}: {status.last_error}", hint)]
 
 

@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -357,10 +357,7 @@ class Gateway:
 
     def _publisher(self) -> Publisher:
         mqtt, group = self.config.mqtt, self.config.group
-        broker = Broker(
-            url=mqtt.url, client_id=f"edgemirror-{group.name}", node=group.name, user=mqtt.user,
-            password_file=mqtt.password_file, ca_file=mqtt.ca_file, keepalive_s=mqtt.keepalive_s, window=mqtt.window,
-        )  # fmt: skip
+        broker = Broker.of(mqtt, f"edgemirror-{group.name}", group.name)
         return Publisher(
             broker, self._names(), on_event=_Told(),
             on_emptied=lambda topics: self._post(partial(self._topics.emptied, topics)),
@@ -385,10 +382,20 @@ def open_store(config: Sync) -> S3Store:
     from mirror.io.s3 import S3Settings, S3Store  # noqa: PLC0415 - see above
 
     settings = S3Settings.parse(
-        config.bucket, endpoint=config.endpoint, region=config.region, ca_file=config.ca_file, proxy=config.proxy,
+        config.bucket, endpoint=config.endpoint, region=config.region, ca_file=config.ca_file,
         access_key=read_secret(config.access_key_file), secret_key=read_secret(config.secret_key_file),
+        proxy=_proxy(config),
     )  # fmt: skip
     return S3Store.open(settings)
+
+
+def _proxy(config: Sync) -> str:
+    """Return the proxy's URL with user and password, as the client of the store wants it."""
+    if not config.proxy_user:
+        return config.proxy
+    url = urlsplit(config.proxy)
+    secret = quote(read_secret(config.proxy_password_file), safe="")
+    return f"http://{quote(config.proxy_user, safe='')}:{secret}@{url.netloc}"
 
 
 def _current(handles: NDArray[np.uint32], journal: Journal) -> Batch:
@@ -415,7 +422,7 @@ class _Told:
 
 def _secrets(config: Config) -> list[str]:
     sync = config.sync
-    of_bucket = [sync.access_key_file, sync.secret_key_file] if sync.bucket else []
+    of_bucket = [sync.access_key_file, sync.secret_key_file, sync.proxy_password_file] if sync.bucket else []
     of_http = [config.http.token_file] if config.http.listen else []
     return [*(source.password_file for source in config.source), *of_bucket, *of_http]
 

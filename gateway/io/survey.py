@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from gateway.checkup import own_certificates
 from gateway.config import Config
 from gateway.health import (
     Figures,
@@ -225,8 +226,7 @@ def _look(path: Path, config: Config, before: _Looked) -> _Looked:
 
 def _certificates(config: Config) -> dict[str, float]:
     """Return when the certificates that the configuration names expire; one that cannot be read is left out."""
-    files = {f"source {source.name}": source.certificate_file for source in config.source}
-    files |= {"mqtt ca": config.mqtt.ca_file, "sync ca": config.sync.ca_file}
+    files = own_certificates(config) | {"mqtt ca": config.mqtt.ca_file, "sync ca": config.sync.ca_file}
     found: dict[str, float] = {}
     for name, file in files.items():
         if file:

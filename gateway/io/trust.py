@@ -39,10 +39,10 @@ def application_uri(certificate_file: str) -> str:
     raise ConfigError(f"{certificate_file} holds no certificate with an application URI")
 
 
-def expiry(path: Path) -> datetime:
-    """Return when the first certificate of a file expires, an aware time."""
+def dates(path: Path) -> tuple[datetime, datetime]:
+    """Return from when to when the first certificate of a file is valid, aware times."""
     for certificate in _load(path):
-        return certificate.not_valid_after_utc
+        return certificate.not_valid_before_utc, certificate.not_valid_after_utc
     raise ConfigError(f"{path} holds no certificate")
 
 

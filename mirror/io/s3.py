@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import ssl
 import threading
 import time
@@ -32,12 +33,14 @@ from botocore.exceptions import (
     HTTPClientError,
     IncompleteReadError,
     InvalidRegionError,
+    ProxyConnectionError,
     SSLError,
 )
 from botocore.handlers import add_expect_header
 
 from mirror.errors import ConfigError, Conflict, Corrupt, MirrorError, Unavailable
 from mirror.store import NO_METADATA, Object, Range, cut
+from mirror.tls import hint
 
 T = TypeVar("T")
 
@@ -53,6 +56,7 @@ _TRANSIENT = {"RequestTimeout", "IncompleteBody", "SlowDown", "Throttling", "Thr
 
 _KEY_FILES = "sync.access_key_file and sync.secret_key_file"
 
+_TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})")
 _NO_ANSWER = (ConnectionError, HTTPClientError, IncompleteReadError, CredentialRetrievalError)
 
 
@@ -67,7 +71,7 @@ class S3Settings(msgspec.Struct, frozen=True, kw_only=True):
         access_key: Empty: boto3 looks in its usual places.
         secret_key: Likewise.
         ca_file: Certificates to trust instead of the system's; empty for the system's.
-        proxy: `http://host:port` on the way; empty for the environment's own.
+        proxy: `http://[user:password@]host:port` that everything goes through; empty: what the environment says.
         connect_timeout_s: For the log; lease records use `quick_timeout_s`.
         read_timeout_s: Likewise; for each piece of an answer.
         quick_timeout_s: The longest wait for anything that is asked about lease records, all in all.
@@ -315,10 +319,13 @@ class S3Store:
 
     def _without_answer(self, error: Exception, told: str) -> MirrorError:
         if isinstance(error, SSLError):
-            if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                return ConfigError(told, hint="set sync.ca_file to the certificate authority of the store")
+            mend = hint(str(error), ca_setting="sync.ca_file", address_setting="sync.endpoint", whose="store")
+            if mend:
+                return ConfigError(told, hint=mend)
             if unreadable := _unreadable(self.settings.ca_file):
                 return unreadable
+        if isinstance(error, ProxyConnectionError):
+            return _by_proxy(error, told)
         if isinstance(error, _NO_ANSWER):
             return Unavailable(told)
         return ConfigError(told, hint=f"check sync.bucket, sync.endpoint, {_KEY_FILES}")
@@ -395,6 +402,19 @@ def _client(settings: S3Settings, connect_timeout_s: float, read_timeout_s: floa
             f"sync.endpoint is {settings.endpoint!r}: {error}",
             hint="use https://HOST:PORT, or leave it out for Amazon S3",
         ) from error
+
+
+def _by_proxy(error: ProxyConnectionError, told: str) -> MirrorError:
+    """Say what the proxy said, which boto3 keeps to itself."""
+    said = str(error.kwargs.get("error", ""))
+    answer = _TUNNEL.search(said)
+    status = answer.group(1) if answer else ""
+    if status == "407":
+        hint = "set sync.proxy_user and sync.proxy_password_file to what the proxy knows"
+        return ConfigError(f"{told}: the proxy asks who this is (407)", hint=hint)
+    if status == "403":
+        return ConfigError(f"{told}: the proxy forbids it (403)", hint="have the proxy allow sync.endpoint")
+    return Unavailable(f"{told}: {said}", hint="check sync.proxy, or HTTPS_PROXY in the environment")
 
 
 def _unreadable(ca_file: str) -> ConfigError | None:

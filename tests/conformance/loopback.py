@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from mirror.errors import Conflict
@@ -37,8 +39,15 @@ class Loopback:
 
 
 @contextmanager
-def serve(answer: Callable[[BaseHTTPRequestHandler, bytes, Loopback], None]) -> Iterator[Loopback]:
-    """Let `answer` have every request, each in a thread of its own; a client that hangs up is no error."""
+def serve(
+    answer: Callable[[BaseHTTPRequestHandler, bytes, Loopback], None], *, tls: tuple[Path, Path] | None = None
+) -> Iterator[Loopback]:
+    """Let `answer` have every request, each in a thread of its own; a client that hangs up is no error.
+
+    Args:
+        answer: Answers.
+        tls: Certificate and key, with which HTTPS is spoken.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -51,6 +60,12 @@ def serve(answer: Callable[[BaseHTTPRequestHandler, bytes, Loopback], None]) -> 
 
         do_GET = do_PUT = do_HEAD = do_DELETE = handle_any
 
+        def setup(self) -> None:
+            with contextlib.suppress(OSError):  # a client that likes the certificate not has no more to say
+                if isinstance(self.request, ssl.SSLSocket):
+                    self.request.do_handshake()
+            super().setup()
+
         def finish(self) -> None:
             with contextlib.suppress(OSError):
                 super().finish()
@@ -59,7 +74,11 @@ def serve(answer: Callable[[BaseHTTPRequestHandler, bytes, Loopback], None]) -> 
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        shared = Loopback(f"http://127.0.0.1:{server.server_port}")
+        shared = Loopback(f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}")
+        if tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:

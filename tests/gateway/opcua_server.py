@@ -70,17 +70,15 @@ class Press:
 
 
 class Users(UserManager):
-    """One user with a password, and those with a known certificate; nobody is let in without."""
+    """One user with a password, and those whose certificates are known; nobody is let in without."""
 
-    def __init__(self) -> None:
-        self.certificates: set[bytes] = set()
+    certificates: frozenset[bytes] = frozenset()
 
     def get_user(
         self, iserver: Any, username: Any = None, password: Any = None, certificate: Any = None
     ) -> User | None:
-        if username is None and certificate is not None:
-            return User(role=UserRole.User, name="by certificate") if bytes(certificate) in self.certificates else None
-        return User(role=UserRole.User, name=username) if (username, password) == ("operator", PASSWORD) else None
+        known = (username, password) == ("operator", PASSWORD) if username else certificate in self.certificates
+        return User(role=UserRole.User, name=username) if known else None
 
 
 @contextlib.asynccontextmanager
@@ -96,7 +94,7 @@ async def press(
     server.set_endpoint(url)
     server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
     if users:
-        server.set_identity_tokens([ua.UserNameIdentityToken, ua.X509IdentityToken])
+        server.set_identity_tokens([ua.UserNameIdentityToken, *([ua.X509IdentityToken] if certificate else [])])
     if certificate is not None:
         policies = [ua.SecurityPolicyType.Basic256Sha256_SignAndEncrypt, ua.SecurityPolicyType.Aes256Sha256RsaPss_Sign]
         server.set_security_policy(policies, permission_ruleset=SimpleRoleRuleset())

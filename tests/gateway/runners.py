@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gateway import canary
 from gateway.config import Device, Source
 from gateway.io import attempts, pump, refetch
 from gateway.io.ingest import Durable, Ingest
@@ -210,7 +211,8 @@ class Line:
     async def monitor(
         self, _subscription: int, items: Sequence[MonitoredItem]
     ) -> tuple[dict[int, Revised], dict[int, int], int]:
-        self.world.monitored.append([i.handle for i in items])
+        if items != [canary.ITEM]:
+            self.world.monitored.append([i.handle for i in items])
         return *self._judged(items), T
 
     def _judged(self, items: Sequence[MonitoredItem]) -> tuple[dict[int, Revised], dict[int, int]]:

@@ -41,7 +41,10 @@ browse = ["ns=2;s=Press7/**"]
 [[source]]
 name = "press8"
 endpoint = "opc.tcp://192.0.2.8:4840"
-security = "none"
+security = "Basic256Sha256:SignAndEncrypt"
+certificate_file = "{box}/etc/pki/own.der"
+key_file = "{box}/etc/pki/own.pem"
+trust_dir = "{box}/etc/pki/trusted"
 user_certificate_file = "{box}/etc/pki/user.der"
 user_key_file = "{box}/etc/pki/user.pem"
 [[source.device]]
@@ -52,11 +55,16 @@ bucket = "s3://acme/plantA"
 access_key_file = "{box}/etc/secrets/s3-access"
 secret_key_file = "{box}/etc/secrets/s3-secret"
 ca_file = "{box}/etc/pki/bucket-ca.pem"
+proxy = "http://proxy.plant:3128"
+proxy_user = "edge"
+proxy_password_file = "{box}/etc/secrets/proxy"
 [mqtt]
 url = "mqtts://broker.plant:8883"
 user = "mirror"
 password_file = "{box}/etc/secrets/mqtt"
 ca_file = "{box}/etc/pki/plant-ca.pem"
+certificate_file = "{box}/etc/pki/mqtt.pem"
+key_file = "{box}/etc/pki/mqtt.key"
 [http]
 token_file = "{box}/etc/secrets/http"
 certificate_file = "{box}/etc/pki/http.pem"
@@ -74,14 +82,13 @@ class Box:
         (folder / "etc" / "secrets").mkdir(parents=True)
         (folder / "etc" / "pki" / "trusted" / "ca").mkdir(parents=True)
         self.config.write_text(CONFIG.format(box=folder))
-        for name in ("press7", "s3-access", "s3-secret", "mqtt", "http"):
+        for name in ("press7", "s3-access", "s3-secret", "proxy", "mqtt", "http"):
             path = folder / "etc" / "secrets" / name
             path.write_text(f"secret of {name}\n")
             path.chmod(0o640)
         for name in (
-            "own.der", "own.pem", "bucket-ca.pem", "plant-ca.pem", "http.pem", "http.key", "user.der",
-            "user.pem", "trusted/plc.der",
-            "trusted/ca/root.der",
+            "own.der", "own.pem", "bucket-ca.pem", "plant-ca.pem", "mqtt.pem", "mqtt.key", "http.pem", "http.key",
+            "user.der", "user.pem", "trusted/plc.der", "trusted/ca/root.der",
         ):  # fmt: skip
             (folder / "etc" / "pki" / name).write_bytes(name.encode() + b"\0\xff")
         (folder / "etc" / "secrets").chmod(0o750)

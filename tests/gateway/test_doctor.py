@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from gateway import doctor
+from gateway.checkup import validity
 from gateway.config import Config, parse
 from gateway.io.doctor import examine
 from gateway.io.journal import Journal
@@ -61,8 +63,10 @@ def test_room_is_what_is_free_or_allowed_whichever_is_less(
 
 
 def test_a_certificate_warns_before_it_expires() -> None:
-    levels = [doctor.judge_certificate("a", days * 86_400.0, "x.der").level for days in (31, 29, -1)]
-    assert levels == ["ok", "warn", "fail"]
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    spans = [(now - timedelta(days=9), now + timedelta(days=days)) for days in (31, 29, -1)]
+    found = [doctor.judged(validity("certificate a", *span, now, "renew")) for span in spans]
+    assert [(f.level, f.hint) for f in found] == [("ok", ""), ("warn", "renew"), ("fail", "renew")]
 
 
 def test_a_store_that_lacks_what_is_needed_fails_and_one_that_lacks_the_rest_is_told() -> None:

@@ -262,8 +262,12 @@ def test_a_user_is_asked_for_where_the_server_lets_nobody_else_in(cli: Cli, fold
             assert code == 2 and "only by user name" in err and "--user" in err
             Path("secret").write_text(PASSWORD + "\n")
             Path("secret").chmod(0o644)
-            code, _, err = await cli("init", made.url, "--user", "operator", "--password-file", "secret")
-            assert code == 0 and read().source[0].password_file == str(folder / "secret")
+            login = ("--user", "operator", "--password-file", "secret")
+            code, _, err = await cli("init", made.url, *login)
+            assert code == 2 and "it was not sent" in err and "--password-in-clear" in err
+            code, _, err = await cli("init", made.url, *login, "--password-in-clear")
+            made_of = read().source[0]
+            assert code == 0 and made_of.password_in_clear and made_of.password_file == str(folder / "secret")
             code, out, _ = await cli("check", "--online")
             assert code == 0 and "chmod 600" in out and "can be intercepted" in out
             Path("secret").write_text("wrong")

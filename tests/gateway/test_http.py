@@ -1,6 +1,7 @@
 """The three endpoints over a real socket, and what they answer when something is wrong."""
 
 import asyncio
+import contextlib
 import signal
 import socket
 import ssl
@@ -15,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.config import Http
 from gateway.health import Figures, SourceFigures
-from gateway.io.http import HttpServer
+from gateway.io import http
+from gateway.io.http import CONNECTIONS_MAX, HttpServer
 from mirror.errors import ConfigError
 from tests.live.certificates import make
 
@@ -197,3 +199,89 @@ def test_a_certificate_that_cannot_be_used_is_told_and_the_port_is_free_again(tm
     server = HttpServer(Http("127.0.0.1:0", certificate_file=str(certificate), key_file=str(key)), lambda: GOOD)
     with pytest.raises(ConfigError, match=r"http\.certificate_file"):
         asyncio.run(server.start())
+
+
+# ---- clients that mean no good ----------------------------------------------------------------------------
+
+
+async def idle(port: int, count: int, text: bytes = b"") -> list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Connect so often and say only this."""
+    found = []
+    for _ in range(count):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(text)
+        found.append((reader, writer))
+    return found
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /livez HTTP/1.1\r\n"])
+def test_however_many_connect_and_say_nothing_the_next_one_who_asks_is_answered(said: bytes) -> None:
+    async def ask() -> tuple[int, int]:
+        async with guarded(Http("127.0.0.1:0")) as server, httpx.AsyncClient(trust_env=False) as client:
+            mute = await idle(server.port, 3 * CONNECTIONS_MAX, said)
+            code = (await client.get(f"{server.url}/livez")).status_code
+            held = server.connections
+            for _, writer in mute:
+                writer.close()
+            return code, held
+
+    code, held = asyncio.run(ask())
+    assert code == 200 and held <= CONNECTIONS_MAX
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"GET /livez HTTP/1.1\r\nHost: a\r\n", b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\nGET"]
+)
+def test_who_does_not_finish_a_request_is_hung_up_on(said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "CONNECTION_S", 0.3)
+
+    async def ask() -> None:
+        async with guarded(Http("127.0.0.1:0")) as server:
+            ((reader, writer),) = await idle(server.port, 1, said)
+
+            async def drip() -> None:
+                with contextlib.suppress(OSError):
+                    while True:
+                        writer.write(b"x" if said else b"")
+                        await writer.drain()
+                        await asyncio.sleep(0.05)
+
+            dripping = asyncio.create_task(drip())
+            with contextlib.suppress(OSError):
+                await asyncio.wait_for(reader.read(), 5)  # to its end
+            dripping.cancel()
+            assert not server.connections
+
+    asyncio.run(ask())
+
+
+def test_who_asks_again_and_again_on_one_connection_is_answered_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "CONNECTION_S", 0.1)
+
+    async def ask() -> set[int]:
+        async with guarded(Http("127.0.0.1:0")) as server:
+            transport = httpx.AsyncHTTPTransport(retries=1)
+            async with httpx.AsyncClient(trust_env=False, transport=transport) as client:
+                codes = set()
+                for _ in range(8):
+                    codes.add((await client.get(f"{server.url}/livez")).status_code)
+                    await asyncio.sleep(0.03)
+                return codes
+
+    assert asyncio.run(ask()) == {200}
+
+
+def test_who_does_not_finish_a_handshake_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "HANDSHAKE_S", 0.3)
+    made = make(tmp_path)
+
+    async def ask() -> bytes:
+        config = Http("127.0.0.1:0", certificate_file=str(made.certificate), key_file=str(made.key))
+        async with guarded(config) as server:
+            ((reader, writer),) = await idle(server.port, 1, b"\x16\x03")
+            try:
+                return await asyncio.wait_for(reader.read(), 5)
+            finally:
+                writer.close()
+
+    assert asyncio.run(ask()) == b""

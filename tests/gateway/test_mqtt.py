@@ -5,10 +5,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from demo.servers import Broker as Embedded
 from gateway.formats.json_uns import Message
@@ -185,6 +192,46 @@ def test_tls_connects_with_the_right_authority_and_not_without(tmp_path: Path) -
             d.until(lambda: d.link.inflight == 0)
         with driven(broker(server.port, "mqtts", ca_file=str(other.ca))) as d:
             assert "certificate verify failed" in d.connect()
+
+
+@pytest.mark.parametrize(
+    ("fields", "told", "mend"),
+    [
+        ({"host": "elsewhere.plant"}, "mismatch", "set mqtt.url to a name that stands in the certificate"),
+        ({"life": timedelta(minutes=-5)}, "expired", "give the broker a new certificate"),
+        ({}, "certificate", "set mqtt.ca_file to the certificate authority of the broker"),
+    ],
+)
+def test_a_broker_that_is_not_the_one_meant_is_refused_with_what_to_do(
+    tmp_path: Path, fields: dict[str, Any], told: str, mend: str
+) -> None:
+    made = make(tmp_path / "pki", **fields)
+    ca = made.ca if fields else make(tmp_path / "other", **fields).ca
+    with (
+        Mosquitto(tmp_path, certificate=(made.ca, made.certificate, made.key)) as server,
+        driven(broker(server.port, "mqtts", ca_file=str(ca))) as d,
+    ):
+        said = d.connect()
+    assert "certificate verify failed" in said and told in said and mend in said
+
+
+def test_a_broker_that_asks_for_a_certificate_gets_one_and_who_has_none_or_another_is_told(tmp_path: Path) -> None:
+    made, other = make(tmp_path / "pki"), make(tmp_path / "other")
+    with Mosquitto(tmp_path, certificate=(made.ca, made.certificate, made.key), clients=True) as server:
+
+        def said(certificate: Path | None, key: Path | None = None) -> str:
+            mine = {"certificate_file": str(certificate), "key_file": str(key)} if certificate else {}
+            with driven(broker(server.port, "mqtts", ca_file=str(made.ca), **mine)) as d:
+                return d.connect()
+
+        assert said(made.certificate, made.key) == ""
+        assert "it may ask for a client certificate: mqtt.certificate_file" in said(None)
+        assert "it may not accept mqtt.certificate_file" in said(other.certificate, other.key)
+        assert "two files that belong together" in said(made.certificate, other.key)
+        locked = tmp_path / "locked.key"
+        key = load_pem_private_key(made.key.read_bytes(), None)
+        locked.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"word")))
+        assert said(made.certificate, locked) != ""  # and nobody is asked for the word at a terminal
 
 
 def test_user_and_password_come_from_their_file(tmp_path: Path) -> None:

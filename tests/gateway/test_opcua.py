@@ -497,15 +497,15 @@ def test_only_the_right_user_is_let_in_and_may_resume() -> None:
         async with press(users=True) as made:
             for user, password in (("operator", "wrong"), ("nobody", PASSWORD), ("", "")):
                 with pytest.raises(ConfigError, match=r"BadUserAccessDenied|BadIdentityToken"):
-                    await Connection(source(made.url, user=user), password=password).connect()
-            connection = Connection(source(made.url, user="operator"), password=PASSWORD)
+                    await Connection(source(made.url, user=user, password_in_clear=True), password=password).connect()
+            connection = Connection(source(made.url, user="operator", password_in_clear=True), password=PASSWORD)
             await connection.connect()
             facts = await connection.server_facts()
             assert isinstance(facts, ServerFacts)
             await subscribe(connection, "Press.Cycle")
             secret = connection.session_secret()
             connection.abort()
-            heir = Connection(source(made.url, user="operator"), password=PASSWORD)
+            heir = Connection(source(made.url, user="operator", password_in_clear=True), password=PASSWORD)
             await heir.resume(secret)
             assert await heir.server_facts() == facts
             await heir.close()

@@ -139,3 +139,16 @@ def test_a_broker_that_answers_and_one_that_does_not(here: Path, tmp_path: Path)
         assert found.level == "ok" and "MQTT 3.1.1, logged in" in found.text
     (found,) = ask_broker(parse(f'{plain}[mqtt]\nurl = "mqtt://127.0.0.1:{free_port()}"\n'))
     assert found.level == "away" and found.hint
+
+
+def test_the_certificate_of_a_user_is_judged_with_its_key(here: Path) -> None:
+    user = make_certificate(here / "user", "user", "urn:u", server=False)
+    _, stranger = make_certificate(here / "user", "stranger", "urn:u", server=False)
+    login = f'user_certificate_file = "{user[0]}"\nuser_key_file = "{{key}}"'
+    told = {}
+    for key in (user[1], stranger):
+        key.chmod(0o600)
+        text = SECURED.replace("{here}", str(here))
+        text = text.replace(f'user = "op"\npassword_file = "{here}/secret"', login.replace("{key}", str(key)))
+        told[key] = {f.part: f.level for f in offline(parse(text))}["source s, user_certificate_file"]
+    assert told == {user[1]: "warning", stranger: "failed"}  # it is good for ten days

@@ -14,7 +14,6 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from gateway.io.opcua import Connection
 from gateway.io.trust import DEFAULT_URI, application_uri, check, expires_at
-from gateway.server import Refused
 from mirror.errors import ConfigError
 from tests.gateway.opcua_server import PASSWORD, URI, bounded, make_certificate, press, source, subscribe_one
 
@@ -173,37 +172,5 @@ def test_secured_server_is_spoken_to_only_when_trusted(tmp_path: Path) -> None:
                 await heir.resume(secret)
                 assert (await heir.server_facts()).uri == URI
                 await heir.close()
-
-    asyncio.run(bounded(work()))
-
-
-def test_a_user_by_certificate_is_let_in_with_its_key_alone(tmp_path: Path) -> None:
-    ours = make_certificate(tmp_path, "ours", OURS, server=False)
-    theirs = make_certificate(tmp_path, "theirs", URI, server=True)
-    known, key = make_certificate(tmp_path, "operator", "urn:operator", server=False)
-    stranger, other = make_certificate(tmp_path, "stranger", "urn:stranger", server=False)
-    folder = trust(tmp_path / "trust", theirs[0])
-
-    def secured(url: str, certificate: Path, key: Path) -> Connection:
-        return Connection(source(
-            url, security="Basic256Sha256:SignAndEncrypt", certificate_file=str(ours[0]), key_file=str(ours[1]),
-            trust_dir=folder, user_certificate_file=str(certificate), user_key_file=str(key),
-        ))  # fmt: skip
-
-    async def work() -> None:
-        async with press(certificate=theirs, users=True) as made:
-            made.users.certificates.add(known.read_bytes())
-            for certificate, its_key in ((stranger, other), (known, other)):
-                with pytest.raises((ConfigError, Refused), match=r"BadUserAccessDenied|BadIdentityToken|BadUserSig"):
-                    await secured(made.url, certificate, its_key).connect()
-            connection = secured(made.url, known, key)
-            await connection.connect()
-            await subscribe_one(connection)
-            secret = connection.session_secret()
-            connection.abort()
-            heir = secured(made.url, known, key)
-            await heir.resume(secret)
-            assert (await heir.server_facts()).uri == URI
-            await heir.close()
 
     asyncio.run(bounded(work()))

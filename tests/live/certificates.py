@@ -24,8 +24,14 @@ class Certificates:
     key: Path
 
 
-def make(folder: Path) -> Certificates:
-    """Write a new CA and a server certificate for localhost and 127.0.0.1 into a folder."""
+def make(folder: Path, *, host: str = "localhost", life: datetime.timedelta = LIFE) -> Certificates:
+    """Write a new CA and a certificate for a host, and for 127.0.0.1 if that is localhost, into a folder.
+
+    Args:
+        folder: Where.
+        host: Name that stands in the certificate.
+        life: How long it is good from now; it began so long and a day ago.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "throw-away test CA")])
@@ -36,10 +42,12 @@ def make(folder: Path) -> Certificates:
         .add_extension(_usage(sign=True), critical=True)
         .sign(ca_key, hashes.SHA256())
     )
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    server_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    names: list[x509.GeneralName] = [x509.DNSName(host)]
+    if host == "localhost":
+        names.append(x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
+    server_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
     server = (
-        _builder(server_name, ca_name, key.public_key())
+        _builder(server_name, ca_name, key.public_key(), life)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
@@ -56,7 +64,9 @@ def make(folder: Path) -> Certificates:
     return made
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, life: datetime.timedelta = LIFE
+) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
@@ -64,8 +74,8 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicK
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - LIFE)
-        .not_valid_after(now + LIFE)
+        .not_valid_before(now - abs(life) - LIFE)
+        .not_valid_after(now + life)
     )
 
 

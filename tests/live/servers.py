@@ -47,12 +47,16 @@ class Mosquitto(Server):
     Args:
         folder: Where it keeps its database.
         certificate: CA, certificate and key: TLS 1.3 only on the port.
+        clients: With a certificate: let in only clients that have one of the same CA, named in it.
     """
 
-    def __init__(self, folder: Path, *, certificate: tuple[Path, Path, Path] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, certificate: tuple[Path, Path, Path] | None = None, clients: bool = False
+    ) -> None:
         super().__init__(folder)
         self.tool = needs("mosquitto")
         self.certificate = certificate
+        self.clients = clients
 
     @property
     def url(self) -> str:
@@ -70,6 +74,7 @@ class Mosquitto(Server):
         if self.certificate is not None:
             ca, certificate, key = self.certificate
             lines += [f"cafile {ca}", f"certfile {certificate}", f"keyfile {key}", "tls_version tlsv1.3"]
+            lines += ["require_certificate true", "use_identity_as_username true"] if self.clients else []
         config = self.folder / "mosquitto.conf"
         config.write_text("\n".join(lines) + "\n")
         assert self.tool.path is not None

@@ -91,7 +91,7 @@ def test_from_an_address_to_mirrored_samples(server: Counters, tmp_path: Path) -
 
 def test_a_trial_finds_what_is_known_of_the_server_and_leaves_nothing_behind(server: Counters, tmp_path: Path) -> None:
     (tmp_path / "password").write_text("operator\n")
-    login = ("--user", "operator", "--password-file", "password")
+    login = ("--user", "operator", "--password-file", "password", "--password-in-clear")
     before = server.facts() if isinstance(server, NodeServer) else {}
     code, out, err = edgemirror(tmp_path, "qualify", server.endpoint, "--seconds", "2", "--json", *login)
     assert code == 0 and err == "", err

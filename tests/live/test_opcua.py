@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from gateway.decode import Message, decode, read_publish, read_republish
+from gateway.io import opcua
+from gateway.io.identity import load_pair
 from gateway.io.opcua import Connection
 from gateway.server import Refused
 from mirror.batch import Batch, concat, take
@@ -302,5 +304,38 @@ def test_secured_session_is_made_and_resumed_with_a_trusted_server(server: NodeS
         await heir.resume(secret)
         assert (await heir.server_facts()).uri == server.uri
         await heir.close()
+
+    asyncio.run(bounded(work()))
+
+
+def test_a_user_is_known_by_certificate_and_key_and_not_with_another_key(
+    server: NodeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = make_certificate(tmp_path, "us", "urn:edgemirror:gateway:test", server=False)
+    user, other = (make_certificate(tmp_path, name, f"urn:{name}", server=False) for name in ("user", "other"))
+    trusted = tmp_path / "trust"
+    trusted.mkdir()
+    fields = {
+        "security": "Basic256Sha256:SignAndEncrypt", "certificate_file": str(ours[0]), "key_file": str(ours[1]),
+        "trust_dir": str(trusted), "user_certificate_file": str(user[0]), "user_key_file": str(user[1]),
+    }  # fmt: skip
+
+    async def work() -> None:
+        with pytest.raises(ConfigError, match="not trusted"):
+            await opened(server, **fields)
+        (trusted / "server.pem").write_bytes(next(server.folder.rglob("own/certs/*.pem")).read_bytes())
+        first = await opened(server, **fields)
+        subscription = await subscribe(first, server)
+        secret = first.session_secret()
+        first.abort()
+        with pytest.raises(Refused, match="BadInternalError"):  # node-opcua compares names and nothing else there
+            await Connection(source(server.endpoint, **fields)).resume(secret)
+        heir = await opened(server, **fields)
+        assert list(await heir.transfer([subscription])) == [subscription]
+        await heir.close()
+        thief = load_pair(str(user[0]), str(user[1]))[0], load_pair(str(other[0]), str(other[1]))[1]
+        monkeypatch.setattr(opcua, "load_pair", lambda *_: thief)  # who has the certificate, and a key of his own
+        with pytest.raises(ConfigError, match="BadUserSignatureInvalid"):
+            await opened(server, **fields)
 
     asyncio.run(bounded(work()))
