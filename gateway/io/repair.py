@@ -26,7 +26,7 @@ from gateway.io import datadir, salvage
 from gateway.io.salvage import KEY_MAX, Row
 from mirror import chunk
 from mirror.coverage import Gap, Grade, IntervalSet, Reason
-from mirror.errors import Corrupt, MirrorError
+from mirror.errors import ConfigError, Corrupt, MirrorError
 from mirror.io.sqlite import Database, connect, migrate, reactions
 from mirror.schema import STATE_COLUMNS
 from mirror.ticks import from_unix_s
@@ -83,6 +83,8 @@ def repair(path: Path, *, clock: Callable[[], float] = time.time) -> Report:
         ConfigError: A gateway uses it, or there is none.
         Unavailable: The disk refuses; nothing has changed.
     """
+    if not path.exists():
+        raise ConfigError(f"there is no journal at {path}", hint=f"ls -l {path.parent}")
     lock = datadir.hold(path.parent)
     try:
         damage = _damage(path)

@@ -210,6 +210,12 @@ def test_a_running_gateway_is_not_repaired(tmp_path: Path) -> None:
     journal.close()
 
 
+def test_where_there_is_no_journal_nothing_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no journal"):
+        repair(tmp_path / "nowhere" / "mirror.db")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_the_bucket_has_is_no_gap(whole: tuple[Path, Chunks], tmp_path: Path) -> None:
     path = copied(whole[0], tmp_path)
     with sqlite3.connect(path) as db:
