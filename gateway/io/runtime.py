@@ -93,7 +93,7 @@ class Gateway:
         )
         self.sources = [
             SourceRunner(
-                source, self.ingest, journal_path=self.path, password=read_secret(source.password_file),
+                source, self.ingest, journal_path=self.path, password=partial(read_secret, source.password_file),
                 on_tags=self._tags_changed, on_state=self._source_state, on_history=self._recovered,
             )
             for source in config.source
@@ -383,10 +383,28 @@ def open_store(config: Sync) -> S3Store:
 
     settings = S3Settings.parse(
         config.bucket, endpoint=config.endpoint, region=config.region, ca_file=config.ca_file,
-        access_key=read_secret(config.access_key_file), secret_key=read_secret(config.secret_key_file),
-        proxy=_proxy(config),
+        keys=Keys(config) if config.access_key_file else None, proxy=_proxy(config),
     )  # fmt: skip
     return S3Store.open(settings)
+
+
+class Keys:
+    """The bucket's two keys as their files hold them now; while one of them is being replaced, as they did last."""
+
+    def __init__(self, config: Sync) -> None:
+        self._files = config.access_key_file, config.secret_key_file
+        self._last = self._read()
+
+    def __call__(self) -> tuple[str, str]:
+        with contextlib.suppress(ConfigError):
+            access, secret = self._read()
+            if access and secret:
+                self._last = access, secret
+        return self._last
+
+    def _read(self) -> tuple[str, str]:
+        access, secret = self._files
+        return read_secret(access), read_secret(secret)
 
 
 def _proxy(config: Sync) -> str:

@@ -87,7 +87,7 @@ class SourceRunner:
         config: The server.
         ingest: Takes messages and events.
         journal_path: For reading what is held beside a gap.
-        password: Of the configured user, or empty.
+        password: Of the configured user, or empty; asked for at each connection.
         on_tags: Called in the event loop when the tags of the source are known or have changed.
         on_state: Called in the event loop when the source is connected or lost.
         on_history: Called in the event loop with rows from the server's history, once they are durable.
@@ -100,7 +100,7 @@ class SourceRunner:
         ingest: Ingest,
         *,
         journal_path: Path,
-        password: str,
+        password: Callable[[], str],
         on_tags: Callable[[], None],
         on_state: Callable[[SourceRunner, bool], None],
         on_history: Callable[[Batch], None],
@@ -241,7 +241,7 @@ class SourceRunner:
         return set(plans.handles(self.streams[stream], self.status.uri, tags)) - self._refusals.handles
 
     def _connection(self) -> Connection:
-        return Connection(self.config, password=self._password)
+        return Connection(self.config, password=self._password())
 
     async def _connect(self, saved: Saved | None) -> tuple[Connection, dict[int, tuple[int, ...] | None], str]:
         """Return a connection, the subscriptions it still has with what is available, and how it was made."""

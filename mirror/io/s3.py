@@ -23,8 +23,10 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
+import botocore.session
 import msgspec
 from botocore.config import Config
+from botocore.credentials import Credentials, ReadOnlyCredentials
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -43,6 +45,9 @@ from mirror.store import NO_METADATA, Object, Range, cut
 from mirror.tls import hint
 
 T = TypeVar("T")
+
+#: Returns the access key and the secret key as they are now.
+Keys = Callable[[], tuple[str, str]]
 
 _READ_TRIES = 3
 _READ_PAUSE_S = 0.2
@@ -70,6 +75,7 @@ class S3Settings(msgspec.Struct, frozen=True, kw_only=True):
         region: As the server expects it in signatures.
         access_key: Empty: boto3 looks in its usual places.
         secret_key: Likewise.
+        keys: Asked at each request in place of the two, so that they may change meanwhile.
         ca_file: Certificates to trust instead of the system's; empty for the system's.
         proxy: `http://[user:password@]host:port` that everything goes through; empty: what the environment says.
         connect_timeout_s: For the log; lease records use `quick_timeout_s`.
@@ -83,6 +89,7 @@ class S3Settings(msgspec.Struct, frozen=True, kw_only=True):
     region: str = "us-east-1"
     access_key: str = ""
     secret_key: str = ""
+    keys: Keys | None = None
     ca_file: str = ""
     proxy: str = ""
     connect_timeout_s: float = 5.0
@@ -382,12 +389,10 @@ def _client(settings: S3Settings, connect_timeout_s: float, read_timeout_s: floa
         proxies={"http": settings.proxy, "https": settings.proxy} if settings.proxy else None,
     )
     try:
-        return boto3.session.Session().client(
+        return _session(settings).client(
             "s3",
             endpoint_url=settings.endpoint or None,
             region_name=settings.region,
-            aws_access_key_id=settings.access_key or None,
-            aws_secret_access_key=settings.secret_key or None,
             verify=settings.ca_file or None,
             config=config,
         )
@@ -402,6 +407,26 @@ def _client(settings: S3Settings, connect_timeout_s: float, read_timeout_s: floa
             f"sync.endpoint is {settings.endpoint!r}: {error}",
             hint="use https://HOST:PORT, or leave it out for Amazon S3",
         ) from error
+
+
+def _session(settings: S3Settings) -> boto3.session.Session:
+    session = botocore.session.Session()
+    if settings.keys is not None:
+        session._credentials = _Current(settings.keys)
+    elif settings.access_key:
+        session.set_credentials(settings.access_key, settings.secret_key)
+    return boto3.session.Session(botocore_session=session)
+
+
+class _Current(Credentials):  # type: ignore[misc]  # boto3's classes have no types
+    """Keys that are asked for whenever a request is signed."""
+
+    def __init__(self, keys: Keys) -> None:
+        super().__init__(*keys())
+        self._keys = keys
+
+    def get_frozen_credentials(self) -> ReadOnlyCredentials:
+        return ReadOnlyCredentials(*self._keys(), None, None)
 
 
 def _by_proxy(error: ProxyConnectionError, told: str) -> MirrorError:

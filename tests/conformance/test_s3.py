@@ -94,6 +94,17 @@ def test_the_client_adds_no_checksum_of_its_own(wire: tuple[S3Store, list[Any]])
     assert [name for request in sent for name in headers(request) if "checksum" in name] == []
 
 
+def test_keys_that_change_meanwhile_sign_the_next_request():
+    now = ["first", "secret"]
+    with loopback.serve(loopback.accepting) as place:
+        store = S3Store.open(msgspec.structs.replace(place.settings, keys=lambda: (now[0], now[1])))
+        store.put("k", b"x", if_none_match=True)
+        now[0] = "second"
+        store.put("k", b"x", if_none_match=True)
+    assert ["Credential=first/" in told["Authorization"] for told in place.headers] == [True, False]
+    assert "Credential=second/" in place.headers[1]["Authorization"]
+
+
 # Time
 
 

@@ -343,7 +343,7 @@ async def plant(
     settings = {"name": "s", "endpoint": "opc.tcp://h:1", "security": "none", "history": False, "audit_s": 0.0} | config
     settings.setdefault("device", [Device(name="d", browse=["i=85/**"])])
     runner = Runner(
-        Source(**settings), ingest, journal_path=path, password="", on_tags=lambda: None,
+        Source(**settings), ingest, journal_path=path, password=str, on_tags=lambda: None,
         on_state=lambda _runner, _connected: None, on_history=lambda _rows: None,
         clock=clock,
     )  # fmt: skip

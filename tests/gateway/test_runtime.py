@@ -22,7 +22,7 @@ import pytest
 from demo.servers import free_ports
 from gateway.__main__ import main
 from gateway.cli import verify
-from gateway.config import Config, parse
+from gateway.config import Config, Sync, parse
 from gateway.io import publisher, push, runtime
 from gateway.io.journal import Journal
 from gateway.io.keys import SIGNING_KEY
@@ -465,3 +465,21 @@ def test_livez_turns_when_a_thread_stands_still_for_longer_than_any_turn_may(
         until(lambda: one.get("/livez").status_code == 503, "the standstill seen")
         assert f"thread {name} has ended or stands still" in one.problem("process")["text"]
         stuck.set()
+
+
+# Secrets that are changed meanwhile
+
+
+def test_the_keys_of_a_bucket_are_those_that_their_files_hold_now_and_never_half_of_a_new_pair(tmp_path: Path):
+    access, secret = tmp_path / "access", tmp_path / "secret"
+    access.write_text("A1\n")
+    secret.write_text("S1\n")
+    keys = runtime.Keys(Sync(bucket="s3://b", access_key_file=str(access), secret_key_file=str(secret)))
+    assert keys() == ("A1", "S1")
+    access.write_text("")  # opened for writing
+    assert keys() == ("A1", "S1")
+    access.unlink()
+    assert keys() == ("A1", "S1")
+    access.write_text("A2\n")
+    secret.write_text("S2\n")
+    assert keys() == ("A2", "S2")
