@@ -34,7 +34,7 @@ from mirror import chain, segment
 from mirror.coverage import Coverage
 from mirror.errors import ConfigError, Conflict, Corrupt, Fenced, MirrorError, Unavailable
 from mirror.floor import FLOOR_BYTES_MAX
-from mirror.header import chain_hash
+from mirror.header import chain_hash, public_hex
 from mirror.layout import Layout
 from mirror.prefix import Prefix, Saved
 from mirror.probe import Probe, Together, probe
@@ -48,6 +48,7 @@ WAIT_MAX_S = 10.0
 TOLD_FEW = 500  # gaps; a prefix that was told more of them is large
 SAVE_S = 300.0  # and saved so often
 NEVER_S = 3600.0
+LOOK_AGAIN_S = 600.0  # after a refusal: the store may have lied, or somebody has mended it
 HUNG_S = 900.0  # no turn takes longer: a slow store has its timeouts, and a segment is built in seconds
 
 
@@ -113,6 +114,7 @@ class Pusher:
         self._not_before = 0.0
         self._failures = 0  # to do what this program should be able to do
         self._probes = 0
+        self._refused = ""
         self._knock = None if listens is None else Knock(listens)
         self._stopping = threading.Event()
         self._beat = time.monotonic()
@@ -151,13 +153,15 @@ class Pusher:
 
     def turn(self) -> float:
         """Do the next thing; return in how many seconds there is another one."""
-        if self.status.state in ("fenced", "refused"):
+        if self.status.state == "fenced":
             self._save_chain()
             return NEVER_S
         pause = self._not_before - self._clock()
         if pause > 0:
             return pause
         try:
+            if self.status.state == "refused":
+                self._look_again()
             return self._turn()
         except (Unavailable, ConfigError) as error:
             # Of the journal, or of the store before the chain has begun: the reaction is to try again.
@@ -173,14 +177,19 @@ class Pusher:
         self._complain(Unavailable(f"pushing failed: {error!r}"[:1000], hint="report this error; pushing begins anew"))
         if self._reader is not None:
             self._reader.close()
-        self._reader = self._builder = self._chain = self._request = self._raising = self._saving = None
-        self._unsaved = []
-        self._sync = sync.Sync(self._sync.policy, self._clock())
-        self._tell(state="starting")
+        self._reader = self._builder = None
+        self._look_again()
         pause = min(RETRY_S * 2.0**self._failures, NEVER_S)
         self._failures = min(self._failures + 1, 10)
         self._not_before = self._clock() + pause
         return pause
+
+    def _look_again(self) -> None:
+        """Read the log as after a restart: what was refused may have been a lie, or is mended."""
+        self._chain = self._request = self._raising = self._saving = None
+        self._unsaved = []
+        self._sync = sync.Sync(self._sync.policy, self._clock())
+        self._tell(state="starting")
 
     def _turn(self) -> float:
         if self._chain is None:
@@ -288,7 +297,10 @@ class Pusher:
                 log("push.failed", error=str(finding), hint="run `edgemirror verify`")
 
     def _refuse(self, error: ConfigError) -> None:
-        log("push.refused", error=str(error), hint=error.hint)
+        if str(error) != self._refused:
+            log("push.refused", error=str(error), hint=error.hint)
+        self._refused = str(error)
+        self._not_before = self._clock() + LOOK_AGAIN_S
         self._tell(state="refused", error=error)
 
     def _lead(self, newest: int) -> None:
@@ -463,7 +475,7 @@ class Pusher:
                 self._complain(failed)
             else:
                 raise failed
-        if not self._unsaved or self._chain is None:
+        if not self._unsaved or self._chain is None or not self._is_enrolled(self._chain.prefix):
             return
         rows, name, prefix, now = tuple(self._unsaved), self._log_fact, self._chain.prefix, self._clock()
         earlier = [] if self._following else prefix.promise.claims()  # it is that of this log from then on
@@ -480,6 +492,10 @@ class Pusher:
 
         self._saving_rows = len(rows)
         self._saving = self._writer.call(save)
+
+    def _is_enrolled(self, prefix: Prefix) -> bool:
+        """Whether this is our log: another's is not to be remembered, or taking it away would look like a loss."""
+        return prefix.at.keys.get(self._replica) == public_hex(self._key)
 
     # What others are told
 
