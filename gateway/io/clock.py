@@ -13,6 +13,7 @@ import ctypes
 from mirror.header import Clock
 
 _TIME_ERROR = 5
+_LIBC = ctypes.CDLL(None)  # opened once: each opening leaves something behind
 
 
 class _Timex(ctypes.Structure):
@@ -31,7 +32,7 @@ class _Timex(ctypes.Structure):
 def clock() -> Clock | None:
     """Return estimated and maximum error and whether anything disciplines the clock; None if it is not told."""
     timex = _Timex()  # modes 0 only reads
-    state = ctypes.CDLL(None).adjtimex(ctypes.byref(timex))
+    state = _LIBC.adjtimex(ctypes.byref(timex))
     if state < 0:
         return None
     return Clock(error_us=timex.esterror, error_max_us=timex.maxerror, synchronized=state != _TIME_ERROR)
