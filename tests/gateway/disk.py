@@ -1,12 +1,13 @@
 """A disk under SQLite that remembers, fills up, and loses power: for tests of what a crash leaves.
 
 `Recorder` is an SQLite VFS. It notes every write, truncation and sync, can refuse writes as a full disk
-does, to all files, to one, or beyond what its folder may hold, and calls `on_step` before each act, where a
-test may end the process.
+does, to all files, to one, or beyond what its folder may hold, and syncs as a dying disk does; it calls `on_step`
+before each act, where a test may end the process.
 
 `cut` makes the files that a power cut at one moment may leave: everything synced is there; of what was
-written later any part may be, sector by sector. It assumes that the disk keeps what it said is synced,
-and does not model directory entries.
+written later any part may be, sector by sector. What a sync failed for is as good as never written, whatever
+later syncs say: the kernel has forgotten that it was to be written. It assumes that the disk keeps what it said
+is synced, and does not model directory entries.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ SECTOR = 512
 
 @dataclass
 class Act:
-    """Something that reached the disk; `what` is write, truncate, sync, delete or note."""
+    """Something that reached the disk; `what` is write, truncate, sync, unsynced, delete or note."""
 
     what: str
     file: str = ""
@@ -41,6 +42,7 @@ class Recorder:
     full: bool = False
     full_file: str = ""
     capacity: int | None = None  # bytes of all files in the folder
+    sync_fails: Callable[[str], bool] = lambda file: False
     on_step: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
@@ -98,6 +100,9 @@ class _File(apsw.VFSFile):
         super().xTruncate(size)
 
     def xSync(self, flags: int) -> None:
+        if self.recorder.sync_fails(self.name):
+            self.recorder.did(Act("unsynced", self.name))
+            raise apsw.IOError("the disk failed")
         super().xSync(flags)
         self.recorder.did(Act("sync", self.name))
 
@@ -112,10 +117,13 @@ def cut(start: dict[str, bytes], acts: list[Act], at: int, chance: random.Random
         chance: Decides about every sector that was not synced.
     """
     files = {name: bytearray(data) for name, data in start.items()}
-    synced = {act.file: i for i, act in enumerate(acts[:at]) if act.what == "sync"}
+    kept, ends = [False] * at, dict[str, bool]()
+    for i in reversed(range(at)):
+        if acts[i].what in ("sync", "unsynced"):
+            ends[acts[i].file] = acts[i].what == "sync"
+        kept[i] = ends.get(acts[i].file, False)
     keep = chance.choice((0.0, 0.5, 0.9, 1.0))
-    for i, act in enumerate(acts[:at]):
-        durable = i < synced.get(act.file, -1)
+    for act, durable in zip(acts[:at], kept, strict=True):
         if act.what == "write":
             _write(files.setdefault(act.file, bytearray()), act, 1.0 if durable else keep, chance)
         elif act.what == "truncate" and (durable or chance.random() < keep):

@@ -213,6 +213,26 @@ def test_a_disk_that_is_full_for_the_checkpoint_alone_stops_nothing(tmp_path: Pa
     disk.close()
 
 
+def test_what_a_failed_sync_refused_is_acknowledged_only_once_it_is_written_again(tmp_path: Path) -> None:
+    disk = Recorder("failing-syncs")
+    rig = Rig(tmp_path, vfs=disk.name, is_stepped=True)
+    rig.ingest.turn()
+    while not rig.durable.empty():
+        rig.durable.get()
+    disk.sync_fails = lambda file: True
+    rig.send(1, item(0, double(1.0)))
+    for _ in range(5):
+        assert not rig.ingest.turn()
+        assert rig.durable.empty(), "nothing is acknowledged, and nothing published"
+    assert rig.ingest.stalled_since is not None, "and no more is asked for"
+    disk.sync_fails = lambda file: False
+    assert rig.ingest.turn()
+    assert rig.acknowledged(1) == [1]
+    assert rig.ingest.stalled_since is None and len(rig.rows()) == 1
+    rig.close()
+    disk.close()
+
+
 class SmallDisk:
     """A rig on a disk that can be filled to the last byte, on a clock of the test's own."""
 

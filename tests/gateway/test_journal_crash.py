@@ -21,7 +21,7 @@ from gateway.io import journal as journal_module
 from gateway.io.journal import Journal, JournalReader
 from mirror import chunk
 from mirror.coverage import Coverage, Gap, Reason
-from mirror.errors import Corrupt, MirrorError
+from mirror.errors import Corrupt, MirrorError, Unavailable
 from tests.gateway.disk import Recorder, cut
 from tests.gateway.journals import ORIGIN, STREAM, TIMELINE, doubles, fold, fresh, same
 
@@ -217,3 +217,75 @@ def test_a_power_cut_shows_what_no_sync_at_all_destroys(tmp_path: Path) -> None:
     lost = [damage for damage in cut_everywhere(tmp_path, "OFF") if damage]
     assert len(lost) > CUTS // 4
     assert any("corrupt" in damage for damage in lost)
+
+
+# Syncs that fail
+
+
+def patiently(journal: Journal, acknowledge: Callable[[int], object], *, trusting: bool) -> int:
+    """Run the script on a disk that fails, as the ingest thread does: what was refused is tried again, whole.
+
+    `trusting` acknowledges what was refused and counts on the next sync. Return the number of failures.
+    """
+    failures = 0
+    for step in range(1, STEPS + 1):
+        done = False
+        while not done:
+            assert failures < 500, "it never gets through"
+            try:
+                with journal.transaction():
+                    for part in (0, 1):
+                        batch = doubles(2 * step + part, range(part, 6))
+                        journal.append(STREAM, TIMELINE, step - 1, step, ORIGIN, batch)
+                    journal.extend(Coverage(STREAM, TIMELINE, step - 1, step, ORIGIN))
+                    if step % 3 == 0:
+                        journal.open_gap(Gap.opened(STREAM, TIMELINE, step, Reason.MISSED))
+                    journal.flush_state(4)
+                done = True
+            except Unavailable:
+                failures += 1
+                done = trusting
+        acknowledge(step)
+        try:
+            journal.maintain()
+        except Unavailable:
+            failures += 1
+    return failures
+
+
+def fail_and_cut(tmp_path: Path, seed: int, *, trusting: bool = False) -> int:
+    """Run the script once with syncs that fail, cut the power at many places; return the number of failures."""
+    folder, chance = tmp_path / f"run{seed}", random.Random(seed)
+    disk = Recorder(f"failing-{seed}-{trusting}")
+    try:
+        fresh(folder).close()
+        journal = Journal.open(folder / "mirror.db", replica="a", state_period_s=3600, vfs=disk.name)
+        disk.acts.clear()
+        before = {name: (folder / name).read_bytes() for name in ("mirror.db", "mirror.db-wal")}
+        disk.sync_fails = lambda file: chance.random() < 0.35
+        failures = patiently(journal, lambda step: disk.note(str(step)), trusting=trusting)
+        disk.sync_fails = lambda file: False
+        for round_ in range(40):
+            at = round_ * (len(disk.acts) + 1) // 40
+            directory = tmp_path / "cut"
+            directory.mkdir()
+            for name, data in cut(before, disk.acts, at, random.Random(round_)).items():
+                (directory / name).write_bytes(data)
+            inspect(directory / "mirror.db", sum(act.what == "note" for act in disk.acts[:at]))
+            shutil.rmtree(directory)
+        journal.close()
+        assert inspect(folder / "mirror.db", STEPS) == STEPS
+        return failures
+    finally:
+        disk.close()
+
+
+def test_a_sync_that_fails_is_never_taken_for_one_that_the_next_makes_good(tmp_path: Path) -> None:
+    """The kernel forgets what it could not write, and the next sync succeeds: only writing it again helps."""
+    assert sum(fail_and_cut(tmp_path, seed) for seed in range(10)) > 40
+
+
+def test_a_writer_that_trusts_a_sync_that_failed_is_caught(tmp_path: Path) -> None:
+    with pytest.raises(Damage, match="acknowledged"):
+        for seed in range(10):
+            fail_and_cut(tmp_path, seed, trusting=True)

@@ -54,7 +54,9 @@ def cut(store: LyingStore) -> None:
 def older(store: LyingStore) -> None:
     """Another, older object under every name."""
     first = store.get(LAYOUT.segment(0))
-    store.lie = lambda key, found: None if found is None else replace(first, key=key) if of_log(key) and first else found
+    store.lie = lambda key, found: (
+        None if found is None else replace(first, key=key) if of_log(key) and first else found
+    )
 
 
 def flipped(store: LyingStore) -> None:
