@@ -77,7 +77,7 @@ class Gateway:
         self.config = config
         for path in _secrets(config):  # before anything is written
             read_secret(path)
-        self.started = time.time()
+        self.started = time.monotonic()
         self.path = Path(config.replica.data_dir) / JOURNAL
         self.journal = Journal.open(self.path, replica=config.replica.name)
         self.epoch = self.journal.epoch()[0] + 1

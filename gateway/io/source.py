@@ -468,7 +468,7 @@ class SourceRunner:
 
     def _connected(self, how: str) -> None:
         self.status.connected, self.status.how = True, how
-        self.status.since = time.time()
+        self.status.since = time.monotonic()
         self.status.connects += 1
         self.status.last_error = ""
         log("source.connected", source=self.config.name, how=how, tags=self.status.tags)
@@ -478,7 +478,7 @@ class SourceRunner:
         before, self.status.last_error = self.status.last_error, str(error)
         if self.status.connected:
             self.status.connected = False
-            self.status.since = time.time()
+            self.status.since = time.monotonic()
             log("source.lost", source=self.config.name, error=str(error))
             self._on_state(self, False)
         elif before != str(error):  # said once, however often it is tried

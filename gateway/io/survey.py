@@ -130,7 +130,7 @@ class Survey:
         return Figures(
             version=self._version, group=config.group.name, replica=config.replica.name, role=gateway.role,
             role_reason=with_hint(gateway.fenced), epoch=gateway.epoch,
-            uptime_s=time.time() - gateway.started, stopping=gateway.stopping, loop_lag_s=max(0.0, self._lag_s),
+            uptime_s=time.monotonic() - gateway.started, stopping=gateway.stopping, loop_lag_s=max(0.0, self._lag_s),
             threads=threads, sources=[self._source(s) for s in gateway.sources], tags=self._tags(),
             journal=self._journal(), sync=self._sync(), mqtt=self._mqtt(), gaps_open=looked.gaps_open,
             gaps=looked.gaps, recovered_samples=counters.recovered_rows,
@@ -141,7 +141,7 @@ class Survey:
         )  # fmt: skip
 
     def _source(self, source: SourceRunner) -> SourceFigures:
-        status, now = source.status, time.time()
+        status, now = source.status, time.monotonic()
         totals = np.zeros(4, np.int64)
         overflows = 0
         for stream in source.streams:
