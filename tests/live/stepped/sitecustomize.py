@@ -1,4 +1,4 @@
-"""A box whose clock somebody sets: for a process that finds this module first, wall-clock time is off by what a file says.
+"""A box whose clock somebody sets: for a process that finds this module first, wall time is off by what a file says.
 
 Only what this project asks for is: `time.time` and `time.time_ns`. Libraries that read the clock by other ways, such as
 the one that signs requests to the bucket, see the true time.
