@@ -12,6 +12,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import tomllib
+import unicodedata
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import SplitResult, urlsplit
@@ -283,6 +284,8 @@ class Config(_Table, frozen=True, kw_only=True):
 ENVIRONMENT_PREFIX = "EDGEMIRROR__"
 PORT_MAX = 65_535
 DAY_S = 86_400
+TEXT_MAX = 1024
+SHOWN_MAX = 300
 REQUESTS_PER_SEGMENT = 2  # the write, and the floor read after it
 
 
@@ -306,11 +309,18 @@ def parse(text: str, environment: Mapping[str, str] | None = None) -> Config:
     try:
         config = msgspec.convert(raw, Config)
     except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$")
+        what, _, where = str(error).rpartition(" - at `$") if " - at `$" in str(error) else (str(error), "", "")
+        what = _shown(what)
         place = where.rstrip("`").lstrip(".") or "the file"
         raise ConfigError(f"{place}: {what}", hint="docs/config.md lists every setting and its bounds") from error
     _check(config)
     return config
+
+
+def _shown(text: str) -> str:
+    """Return somebody's text as one short printable line."""
+    short = text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in short)
 
 
 def _override(raw: dict[str, Any], name: str, value: str) -> None:
@@ -334,7 +344,7 @@ def _override(raw: dict[str, Any], name: str, value: str) -> None:
 
 def _check(config: Config) -> None:
     """Check what one field alone cannot say."""
-    _check_finite(config)
+    _check_plain(config)
     seen: set[str] = set()
     for source in config.source:
         where = f"source {source.name!r}"
@@ -447,16 +457,25 @@ def address(listen: str) -> tuple[str, int] | None:
     return (host, int(port)) if port.isascii() and port.isdigit() and int(port) <= PORT_MAX else None
 
 
-def _check_finite(table: Any, place: str = "") -> None:
-    """TOML knows inf and nan; no setting means either."""
+def _check_plain(table: Any, place: str = "") -> None:
+    """TOML knows inf and nan, control characters and texts of any length; no setting means any of them."""
     for name in table.__struct_fields__:
         value = getattr(table, name)
         for i, inner in enumerate(value if isinstance(value, list) else [value]):
             where = f"{place}{name}" + (f"[{i}]" if isinstance(value, list) else "")
             if isinstance(inner, _Table):
-                _check_finite(inner, f"{where}.")
+                _check_plain(inner, f"{where}.")
             elif isinstance(inner, float) and not math.isfinite(inner):
                 raise ConfigError(f"{where} is {inner}; use a number")
+            elif isinstance(inner, str) and len(inner) > TEXT_MAX:
+                raise ConfigError(f"{where} is {len(inner)} characters long; use at most {TEXT_MAX}")
+            elif isinstance(inner, str) and any(unicodedata.category(c) == "Cc" or c in _TURNING for c in inner):
+                raise ConfigError(f"{where} is {inner!r}; use text without control characters")
+
+
+_TURNING = frozenset(
+    "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+)  # change the direction of writing
 
 
 def _url(text: str) -> SplitResult | None:

@@ -75,8 +75,8 @@ class Gateway:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        for path in _secrets(config):  # before anything is written
-            read_secret(path)
+        for setting, path in _secrets(config):  # before anything is written
+            read_secret(path, setting)
         self.started = time.monotonic()
         self.path = Path(config.replica.data_dir) / JOURNAL
         self.journal = Journal.open(self.path, replica=config.replica.name)
@@ -404,7 +404,7 @@ class Keys:
 
     def _read(self) -> tuple[str, str]:
         access, secret = self._files
-        return read_secret(access), read_secret(secret)
+        return read_secret(access, "sync.access_key_file"), read_secret(secret, "sync.secret_key_file")
 
 
 def _proxy(config: Sync) -> str:
@@ -412,7 +412,7 @@ def _proxy(config: Sync) -> str:
     if not config.proxy_user:
         return config.proxy
     url = urlsplit(config.proxy)
-    secret = quote(read_secret(config.proxy_password_file), safe="")
+    secret = quote(read_secret(config.proxy_password_file, "sync.proxy_password_file"), safe="")
     return f"http://{quote(config.proxy_user, safe='')}:{secret}@{url.netloc}"
 
 
@@ -438,18 +438,21 @@ class _Told:
         self._failure = failure
 
 
-def _secrets(config: Config) -> list[str]:
+def _secrets(config: Config) -> list[tuple[str, str]]:
+    """Return the settings that name secrets, with the files."""
     sync = config.sync
-    of_bucket = [sync.access_key_file, sync.secret_key_file, sync.proxy_password_file] if sync.bucket else []
-    of_http = [config.http.token_file] if config.http.listen else []
-    return [*(source.password_file for source in config.source), *of_bucket, *of_http]
+    names = ("access_key_file", "secret_key_file", "proxy_password_file")
+    of_bucket = [(f"sync.{name}", getattr(sync, name)) for name in names] if sync.bucket else []
+    of_http = [("http.token_file", config.http.token_file)] if config.http.listen else []
+    return [*((f"source.password_file of {s.name}", s.password_file) for s in config.source), *of_bucket, *of_http]
 
 
-def read_secret(path: str) -> str:
+def read_secret(path: str, setting: str = "") -> str:
     """Return what a secret's file holds, without the newline at its end; empty for no file."""
     if not path:
         return ""
     try:
         return Path(path).read_text().rstrip("\n")
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; a secret's file must be readable") from error
+    except (OSError, UnicodeDecodeError) as error:
+        what = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigError(f"{setting or 'a secret'}: {path!r}: {what}; a secret's file must be readable") from error
