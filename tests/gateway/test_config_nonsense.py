@@ -22,22 +22,53 @@ from gateway.io.runtime import Gateway, log_layout, open_store
 from mirror.errors import MirrorError
 
 NONSENSE: dict[str, Any] = {
-    "empty": "", "blank": " ", "newline": "a\nb", "nul": "a\0b", "long": "x" * 10_000, "escape": "\x1b[31mred", "right to left": "a\u202eb",
-    "slash": "../../etc", "hash": "a#b", "plus": "+", "percent": "%2e", "a thing": "thing", "zero": 0, "minus": -1, "huge": 2**63 - 1,
-    "fraction": 0.5, "tiny": 1e-300, "vast": 1e300, "infinite": math.inf, "no number": math.nan, "true": True, "list": [], "strings": ["a", ""],
-    "numbers": [1], "nested": [[]], "table": {"a": 1}, "url": "http://h:99999/x", "port": "opc.tcp://h:0", "brackets": "opc.tcp://[::1",
-    "no host": "s3://", "directory": "/", "nowhere": "/nowhere/at/all", "glob": "**", "node": "ns=0;i=99999999999999999999",
-}  # fmt: skip
+    "empty": "",
+    "blank": " ",
+    "newline": "a\nb",
+    "nul": "a\0b",
+    "long": "x" * 10_000,
+    "escape": "\x1b[31mred",
+    "right to left": "a\u202eb",
+    "slash": "../../etc",
+    "hash": "a#b",
+    "plus": "+",
+    "percent": "%2e",
+    "a thing": "thing",
+    "zero": 0,
+    "minus": -1,
+    "huge": 2**63 - 1,
+    "fraction": 0.5,
+    "tiny": 1e-300,
+    "vast": 1e300,
+    "infinite": math.inf,
+    "no number": math.nan,
+    "true": True,
+    "list": [],
+    "strings": ["a", ""],
+    "numbers": [1],
+    "nested": [[]],
+    "table": {"a": 1},
+    "url": "http://h:99999/x",
+    "port": "opc.tcp://h:0",
+    "brackets": "opc.tcp://[::1",
+    "no host": "s3://",
+    "directory": "/",
+    "nowhere": "/nowhere/at/all",
+    "glob": "**",
+    "node": "ns=0;i=99999999999999999999",
+}
 
 
 def whole(folder: Path) -> dict[str, Any]:
     """Return a configuration with every table, legal as it stands."""
     for name in ("secret", "token"):
         (folder / name).write_text("x" * 40)
+    device = {"name": "d", "browse": ["ns=2;s=P/**"]}
+    source = {"name": "s", "endpoint": "opc.tcp://192.0.2.7:4840", "security": "none", "device": [device]}
     return {
         "group": {"name": "g"},
         "replica": {"name": "a", "data_dir": str(folder / "data")},
-        "source": [{"name": "s", "endpoint": "opc.tcp://192.0.2.7:4840", "security": "none", "device": [{"name": "d", "browse": ["ns=2;s=P/**"]}]}],
+        "source": [source],
         "arbiter": {}, "journal": {}, "mqtt": {"url": "mqtt://h:1883"}, "http": {"listen": "127.0.0.1:0"},
         "sync": {"bucket": "s3://b/p", "endpoint": "https://192.0.2.8:9000", "interval_s": {},
                  "access_key_file": str(folder / "secret"), "secret_key_file": str(folder / "secret")},
