@@ -4,6 +4,7 @@
 #   make demo [SECONDS=n]   the whole road on this machine, with a simulated plant
 #   make test [ARGS=...]    lint, types and all tests; ARGS goes to pytest
 #   make bench [ARGS=...]   measure; ARGS goes to `python -m tests.bench`
+#   make soak [MINUTES=n]   a gateway under load and random faults: what it lost, and whether it grows
 #   make lint               ruff and mypy alone
 #   make bundle             dist/edgemirror-*.tar.gz: installs, upgrades and rolls back on a box without internet
 #   make try-bundle         make that and install, run, upgrade and uninstall it in a folder, without network
@@ -12,7 +13,7 @@
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint tools bundle try-bundle clean
+.PHONY: help demo test bench soak lint tools bundle try-bundle clean
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -29,6 +30,11 @@ test: lint tools
 
 bench: tools
 	$(PY) -m tests.bench $(ARGS)
+
+MINUTES ?= 5
+
+soak: tools
+	@$(PY) -m tests.live.soak --minutes $(MINUTES) $(ARGS)
 
 lint: .venv/stamp-test
 	$(PY) -m ruff check .
