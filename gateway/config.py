@@ -143,8 +143,8 @@ class JournalConfig(_Table, frozen=True):
     """The local file: how often it is made durable and how long it keeps what the cloud has.
 
     Attributes:
-        max_gib: Size from which `status` warns. Nothing that the cloud does not have is ever deleted.
-        keep_days: What the cloud has is kept here for so long all the same.
+        max_gib: Room for the file: to stay within, what the cloud has goes before its time, and nothing else ever.
+        keep_days: What the cloud has is kept here for so long where there is room.
         commit_ms: Least time between two fsyncs.
         inbox_mib: Received and not yet on disk; above this nobody asks the servers for more.
     """

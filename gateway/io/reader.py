@@ -314,11 +314,16 @@ class JournalReader:
 
 def size_bytes(path: Path) -> int:
     """Return the bytes on disk of a journal's file and its WAL."""
-    total = 0
-    for file in (path, path.with_name(path.name + "-wal")):
-        with suppress(FileNotFoundError):  # a WAL comes and goes with its writer
-            total += file.stat().st_size
-    return total
+    with suppress(FileNotFoundError):
+        return path.stat().st_size + wal_bytes(path)
+    return 0
+
+
+def wal_bytes(path: Path) -> int:
+    """Return the bytes on disk of a journal's WAL, which comes and goes with its writer."""
+    with suppress(FileNotFoundError):
+        return path.with_name(path.name + "-wal").stat().st_size
+    return 0
 
 
 def read_epoch(db: Database) -> tuple[int, str]:

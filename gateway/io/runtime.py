@@ -43,6 +43,7 @@ from gateway.io.survey import Survey
 from gateway.io.topics import FACT as TOPICS
 from gateway.io.topics import Topics
 from gateway.io.traffic import Counted, Traffic
+from gateway.io.upkeep import Upkeep
 from gateway.sync import Policy, Status
 from mirror.batch import Batch
 from mirror.coverage import Promise
@@ -242,25 +243,10 @@ class Gateway:
 
     async def _trim(self) -> None:
         """Delete what the cloud has and nobody needs here any more, a little at a time."""
-        keep_s = self.config.journal.keep_days * 86_400
-        failure = ""
+        upkeep = Upkeep(self.config, self.path, self.ingest, self._promise)
         while True:
             await asyncio.sleep(TRIM_S)
-            trimmed = 0
-            try:
-                promise = await asyncio.to_thread(self._promise)
-                chunks, more = 1, True
-                while chunks and more:  # samples come in between
-                    chunks, more = await asyncio.wrap_future(self.ingest.call(partial(_trim, promise, keep_s)))
-                    trimmed += chunks
-            except Exception as error:  # the top of this task: the mirror goes on, and this is tried again
-                before, failure = failure, str(error) or repr(error)
-                if failure != before:
-                    log("journal.trim_failed", error=failure)
-                continue
-            failure = ""
-            if trimmed:
-                log("journal.trimmed", chunks=trimmed)
+            await upkeep.turn()
 
     def _fact(self, name: str) -> bytes | None:
         reader = JournalReader.open(self.path)
@@ -387,10 +373,6 @@ def open_store(config: Sync) -> S3Store:
 def _current(handles: NDArray[np.uint32], journal: Journal) -> Batch:
     known = journal.state.handles
     return journal.state.batch(known[np.isin(known, handles)])
-
-
-def _trim(promise: Promise, keep_s: float, journal: Journal) -> tuple[int, bool]:
-    return journal.trim(promise, keep_s=keep_s), journal.is_trimming
 
 
 class _Told:

@@ -206,6 +206,7 @@ def run(kind: type[Counters], minutes: float, seed: int, folder: Path) -> dict[s
             report, pushed = rig.bucket()
             missing = (rig.look().rows - pushed).total()
             stopped = rig.stop()
+            (folder / "held.json").write_text(json.dumps(soak.lives))
             journal_mib = rig.path.stat().st_size / 2**20
     slopes, reasons = judge(soak.lives, undeclared=len(verdict.undeclared), lag_max_s=lag_max_s)
     reasons += [f"{missing} samples of the journal are not in the bucket"] if missing else []
@@ -228,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=None, help="default: a random one, printed")
     parser.add_argument("--server", choices=SERVERS, default="node")
-    parser.add_argument("--keep", action="store_true", help="keep the folder with journal and logs")
+    parser.add_argument("--keep", action="store_true", help="keep the folder with journal, logs and held.json")
     options = parser.parse_args(arguments)
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
     print(f"seed {seed}", file=sys.stderr)
