@@ -55,7 +55,8 @@ def test_samples_that_come_late_after_a_fault_fail() -> None:
 
 
 def test_short_lives_and_warm_up_do_not_count_and_no_trend_is_no_pass() -> None:
-    assert counted([life(60, steady), [], life(62, steady)]) == [life(62, steady)[20:]]
+    assert counted([life(60, steady), [], life(62, steady)]) == [life(62, steady)[21:]]
+    assert [len(kept) for kept in counted([life(601, steady), life(3_601, steady)])] == [401, 3_301]
     _, reasons = judge([life(60, steady)] * 9, undeclared=0, lag_max_s=0.0)
     assert [reason.split()[-1] for reason in reasons] == ["rss_mib", "handles", "disk_mib"]
 

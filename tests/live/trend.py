@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-WARM_UP_S = 20.0  # caches fill and threads start
+WARM_UP_S = (20.0, 300.0)  # threads start in seconds; caches of SQLite, of Arrow and of the heap fill for minutes
+WARM_UP_SHARE = 1 / 3  # of a life, within these bounds
 LIFE_S_MIN = 60.0  # a shorter life says nothing of a trend
 SAMPLES_MAX = 500  # of one life: pairs grow with the square
 HOUR_S = 3600.0
@@ -44,7 +45,15 @@ LIMITS = {"rss_mib": Limit(2.0, 12.0), "handles": Limit(1.0, 2.0), "disk_mib": L
 
 def counted(lives: Sequence[Sequence[Held]]) -> list[list[Held]]:
     """Return the lives that are long enough, each without its warm-up."""
-    return [[h for h in life if h.at_s >= WARM_UP_S] for life in lives if life and life[-1].at_s >= LIFE_S_MIN]
+    return [[h for h in life if h.at_s >= _warm_up_s(life[-1].at_s)] for life in lives if _is_long(life)]
+
+
+def _is_long(life: Sequence[Held]) -> bool:
+    return bool(life) and life[-1].at_s >= LIFE_S_MIN
+
+
+def _warm_up_s(life_s: float) -> float:
+    return min(max(WARM_UP_S[0], life_s * WARM_UP_SHARE), WARM_UP_S[1])
 
 
 def slope_per_hour(lives: Sequence[Sequence[Held]], name: str) -> float | None:
