@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from gateway.config import Config
 from gateway.forecast import CPU_SHARE_MAX, GIB, Prediction, cpu_share
+from gateway.room import WITHOUT_BUCKET
 
 Level = Literal["ok", "warning", "failed", "away"]
 EXPIRY_DAYS = 30
@@ -102,8 +103,10 @@ def judged(config: Config, prediction: Prediction) -> list[Finding]:
     kept = prediction.journal_bytes_per_day * (config.journal.keep_days if config.sync.bucket else 30)
     if kept > size_max:
         days = size_max / prediction.journal_bytes_per_day
+        then = "what the bucket has is then deleted before keep_days" if config.sync.bucket else WITHOUT_BUCKET
         found.append(Finding(
-            "warning", "journal", f"journal.max_gib ({config.journal.max_gib:g}) is reached after {days:.1f} days",
+            "warning", "journal",
+            f"journal.max_gib ({config.journal.max_gib:g}) is reached after {days:.1f} days; {then}",
             f"raise journal.max_gib, or {'lower journal.keep_days' if config.sync.bucket else 'set sync.bucket'}",
         ))  # fmt: skip
     return found

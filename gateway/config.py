@@ -150,9 +150,8 @@ class JournalConfig(_Table, frozen=True):
     """The local file: how often it is made durable and how long it keeps what the cloud has.
 
     Attributes:
-        max_gib: Size that it is kept below: what the cloud has is deleted earlier than `keep_days` where room is
-            short. Nothing that the cloud does not have is ever deleted; the gateway is not ready then.
-        keep_days: What the cloud has is kept here for so long all the same, while there is room.
+        max_gib: Room for the file: to stay within, what the cloud has goes before its time, and nothing else ever.
+        keep_days: What the cloud has is kept here for so long where there is room.
         commit_ms: Least time between two fsyncs.
         inbox_mib: Received and not yet on disk; above this nobody asks the servers for more.
     """

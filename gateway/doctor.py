@@ -12,16 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gateway.checkup import Finding
+from gateway.room import FREE_BYTES_MIN, MAX_GIB, WAL_BYTES_MAX, Room
 from mirror.header import Clock
-
-DAY_S = 86_400.0
-GIB = 1 << 30
 
 FSYNC_MS_GOOD, FSYNC_MS_MAX = 10.0, 100.0  # an acknowledgement waits for one; queues bridge some seconds
 CLOCK_ERROR_S_GOOD, CLOCK_ERROR_S_MAX = 0.1, 1.0
 STORE_MS_GOOD = 1000.0  # a segment every second is the shortest push interval
 DISK_DAYS_GOOD = 14.0
-FREE_BYTES_MIN = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,29 +67,32 @@ def judge_fsync(times_ms: Sequence[float], commit_ms: float) -> Found:
     return Found("disk", "ok", text)
 
 
-def judge_space(free_bytes: int, held_bytes: int, max_bytes: float, per_day: float | None) -> Found:
-    """Judge how long the disk lasts at the present rate.
+def judge_space(room: Room) -> Found:
+    """Judge how long the room lasts at the present rate."""
+    text = f"{room.text}; {room.forecast}"
+    if room.free_bytes < FREE_BYTES_MIN:
+        return Found("space", "fail", text, "free some space; below this the gateway stops asking its servers")
+    days = room.days_left
+    if days == 0:
+        hint = "see that the bucket takes everything, or " if room.bucket else "set sync.bucket, or "
+        return Found("space", "fail", text, hint + "raise journal.max_gib")
+    if days is None or days >= DISK_DAYS_GOOD:
+        return Found("space", "ok", text)
+    return Found("space", "warn", text, "raise journal.max_gib" if room.limit == MAX_GIB else "use a larger disk")
+
+
+def judge_wal(size_bytes: int, path: str) -> Found:
+    """Judge the write-ahead log, which cannot be emptied past what a reader still looks at.
 
     Args:
-        free_bytes: On the file system of the journal.
-        held_bytes: Size of the journal's files.
-        max_bytes: `journal.max_gib` in bytes.
-        per_day: Growth at the present rate, in bytes; None where nothing was received lately.
+        size_bytes: Of its file.
+        path: The journal.
     """
-    room = min(free_bytes, max_bytes - held_bytes)
-    text = f"{free_bytes / GIB:.1f} GiB free, the journal has {held_bytes / GIB:.2f} of {max_bytes / GIB:g} GiB"
-    if free_bytes < FREE_BYTES_MIN:
-        return Found("space", "fail", text, "free some space; below this the gateway stops asking its servers")
-    if room <= 0:
-        return Found("space", "fail", text, "raise journal.max_gib, or lower journal.keep_days")
-    if per_day is None:
-        return Found("space", "ok", f"{text}; nothing was received lately, so there is no forecast")
-    days = room / per_day if per_day > 0 else math.inf
-    text += f", which grows by {per_day / 2**20:,.0f} MiB a day: {'years' if days > 999 else f'{days:,.1f} days'} left"
-    hint = (
-        "" if days >= DISK_DAYS_GOOD else "see that the bucket takes everything; what it has is deleted after keep_days"
-    )
-    return Found("space", "ok" if days >= DISK_DAYS_GOOD else "warn", text, hint)
+    text = f"its write-ahead log has {size_bytes / 2**20:.0f} MiB"
+    if size_bytes <= WAL_BYTES_MAX:
+        return Found("readers", "ok", text)
+    text += ", since some program does not end reading; the gateway goes on, but the file grows"
+    return Found("readers", "warn", text, f"find and end that program: lsof {path}")
 
 
 def judged(finding: Finding) -> Found:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.checkup import EXPIRY_DAYS, RENEW
+from gateway.room import KEPT, WAL_BYTES_MAX, WITHOUT_BUCKET
 
 LOOP_LAG_S_MAX = 5.0
 SKEW_S_MAX = 60.0  # from there on rows count as ahead of this box, or are late for dashboards
@@ -66,8 +67,10 @@ class JournalFigures:
     Attributes:
         error: Why samples cannot be made durable; empty while they can.
         size_bytes: Size of its files.
-        used_bytes: Of pages that hold something; the others are used again.
-        size_bytes_max: Configured bound of `used_bytes`, 0 for none.
+        size_bytes_max: Configured bound, 0 for none.
+        wal_bytes: Of these, its write-ahead log.
+        unpushed_bytes: Size of the chunks that the bucket lacks.
+        bucket: Whether there is one.
         commits: Transactions since the start.
         backlog_samples: Samples that are durable here and not yet in the cloud.
         commit_s: Duration of the last commit.
@@ -75,8 +78,10 @@ class JournalFigures:
 
     error: str = ""
     size_bytes: int = 0
-    used_bytes: int = 0
     size_bytes_max: int = 0
+    wal_bytes: int = 0
+    unpushed_bytes: int = 0
+    bucket: bool = True
     commits: int = 0
     backlog_samples: int = 0
     commit_s: float = 0.0
@@ -84,12 +89,19 @@ class JournalFigures:
     @property
     def oversize(self) -> str:
         """Why the file holds too much; empty while it does not."""
-        if not 0 < self.size_bytes_max <= self.used_bytes:
+        if not 0 < self.size_bytes_max <= self.size_bytes:
             return ""
-        return (
-            f"{self.used_bytes} bytes, and {self.size_bytes_max} are allowed (journal.max_gib):"
-            " what the bucket does not have is kept all the same"
+        text = f"{self.size_bytes} bytes, and {self.size_bytes_max} are allowed (journal.max_gib); "
+        return text + (
+            f"{self.unpushed_bytes} of them are not in the bucket: {KEPT}" if self.bucket else WITHOUT_BUCKET
         )
+
+    @property
+    def unread(self) -> str:
+        """Why its write-ahead log is not emptied; empty while it is."""
+        if self.wal_bytes <= WAL_BYTES_MAX:
+            return ""
+        return f"the write-ahead log has {self.wal_bytes >> 20} MiB: some program does not end reading the journal"
 
 
 @dataclass(slots=True)
@@ -242,6 +254,8 @@ def _problems(f: Figures) -> Iterator[Problem]:
         yield Problem("journal", f.journal.error, True)
     elif f.journal.oversize:
         yield Problem("journal", f.journal.oversize, True)
+    elif f.journal.unread:
+        yield Problem("journal", f.journal.unread, False)
     if not f.sources:
         yield Problem("process", "no source is configured", True)
     for s in f.sources:
@@ -360,7 +374,9 @@ METRICS = {
     "gaps_total": ("counter", "Gaps since the journal began, by reason."),
     "store_ok": ("gauge", "1 while samples can be made durable."),
     "store_bytes": ("gauge", "Size of the journal's files."),
-    "store_used_bytes": ("gauge", "Bytes of the journal's pages that hold something."),
+    "store_bytes_max": ("gauge", "Size that is allowed, journal.max_gib."),
+    "store_wal_bytes": ("gauge", "Size of their write-ahead log; it grows while a program does not end reading."),
+    "store_unpushed_bytes": ("gauge", "Size of what is not in the cloud, which is never deleted."),
     "store_txid": ("gauge", "Number of the last transaction of the journal since the start."),
     "store_commit_seconds": ("gauge", "Duration of the last commit."),
     "backlog_samples": ("gauge", "Samples that are durable here and not yet in the cloud."),
@@ -455,7 +471,9 @@ def _stores(f: Figures) -> Iterator[_Sample]:
     j = f.journal
     yield "store_ok", {}, int(not j.error)
     yield "store_bytes", {}, j.size_bytes
-    yield "store_used_bytes", {}, j.used_bytes
+    yield "store_bytes_max", {}, j.size_bytes_max
+    yield "store_wal_bytes", {}, j.wal_bytes
+    yield "store_unpushed_bytes", {}, j.unpushed_bytes
     yield "store_txid", {}, j.commits
     yield "store_commit_seconds", {}, j.commit_s
     yield "backlog_samples", {}, j.backlog_samples

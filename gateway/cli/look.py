@@ -33,21 +33,26 @@ def journal_path(options: argparse.Namespace) -> Path:
 def status(options: argparse.Namespace) -> int:
     """Say what this gateway holds, claims, misses and has pushed."""
     from gateway.health import JournalFigures
-    from gateway.io.reader import JournalReader, size_bytes
+    from gateway.io.reader import JournalReader, size_bytes, wal_bytes
+    from gateway.io.room import measure
 
     path = journal_path(options)
     reader = JournalReader.open(path)
     try:
-        facts, used_bytes = _status(reader), reader.used_bytes()
+        facts = _status(reader)
     finally:
         reader.close()
-    size_bytes_max = 0 if options.journal else int(load(options.config).journal.max_gib * 2**30)
-    size = JournalFigures(size_bytes=size_bytes(path), used_bytes=used_bytes, size_bytes_max=size_bytes_max)
-    facts |= {
-        "size_bytes": size.size_bytes,
-        "used_bytes": used_bytes,
-        "warnings": [f"journal: {size.oversize}"] if size.oversize else [],
-    }
+    room = None if options.journal else measure(path, load(options.config))
+    size = JournalFigures(
+        size_bytes=size_bytes(path), size_bytes_max=0 if room is None else int(room.max_bytes),
+        wal_bytes=wal_bytes(path), unpushed_bytes=facts["backlog"]["size_bytes"], bucket=room is None or room.bucket,
+    )  # fmt: skip
+    warnings = [f"journal: {text}" for text in (size.oversize, size.unread) if text]
+    facts |= {"size_bytes": size.size_bytes, "warnings": warnings}
+    if room is not None:
+        left = room.days_left
+        days = None if left is None or math.isinf(left) else round(left, 2)
+        facts["room"] = {"days_left": days, "limit": room.limit, "text": f"{room.text}; {room.forecast}"}
     if options.json:
         print(json.dumps(facts))
         return 0
@@ -62,6 +67,8 @@ def status(options: argparse.Namespace) -> int:
         print(f"log: segment {pushed['seq']}, epoch {pushed['epoch']}, by {pushed['holder']}")
     backlog = facts["backlog"]
     print(f"not pushed: {backlog['rows']} samples in {backlog['chunks']} chunks, {backlog['size_bytes']} bytes")
+    if room is not None:
+        print(f"room: {facts['room']['text']}")
     print(f"gaps: {facts['gaps']['open']} open, {facts['gaps']['closed']} closed, {facts['gaps']['lost']} lost")
     return 0
 

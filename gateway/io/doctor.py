@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -20,7 +19,8 @@ from gateway.checkup import RENEW, own_certificates, validity
 from gateway.config import Config
 from gateway.doctor import Found
 from gateway.io.clock import clock
-from gateway.io.reader import JournalReader
+from gateway.io.reader import JournalReader, wal_bytes
+from gateway.io.room import measure
 from gateway.io.runtime import JOURNAL, log_layout, open_store
 from gateway.io.trust import dates
 from mirror.errors import MirrorError
@@ -29,7 +29,6 @@ from mirror.probe import probe
 
 FSYNCS, FSYNC_BYTES = 20, 16 * 1024
 WRITES = 5
-RATE_S = 3600.0  # the growth of so long a time is taken for the present rate
 
 
 def examine(config: Config) -> Iterator[Found]:
@@ -72,18 +71,7 @@ def _disk(config: Config) -> list[Found]:
 
 def _space(config: Config) -> list[Found]:
     path = Path(config.replica.data_dir) / JOURNAL
-    held = sum(p.stat().st_size for p in path.parent.glob(f"{JOURNAL}*"))
-    per_day = None
-    if path.exists():
-        reader = JournalReader.open(path)
-        try:
-            per_day = reader.growth_per_s(time.time() - RATE_S)
-        finally:
-            reader.close()
-    if per_day is not None:
-        per_day *= doctor.DAY_S
-    free, most = shutil.disk_usage(path.parent).free, config.journal.max_gib * doctor.GIB
-    return [doctor.judge_space(free, held, most, per_day)]
+    return [doctor.judge_space(measure(path, config)), doctor.judge_wal(wal_bytes(path), str(path))]
 
 
 def _journal(config: Config) -> list[Found]:

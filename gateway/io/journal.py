@@ -34,9 +34,10 @@ from gateway.io import datadir
 from gateway.io.intervals import IntervalTable
 from gateway.io.ledger import CLOSE_GAP, OPEN_GAP, gap_values
 from gateway.io.reader import Backlog, ChainRow, ChunkRow, JournalReader, read_epoch, size_bytes
+from gateway.io.trimming import Trimming
 from mirror import chunk
 from mirror.batch import SOURCE_NULL, Batch
-from mirror.coverage import Closure, Coverage, Gap, IntervalSet, Promise, Stream
+from mirror.coverage import Closure, Coverage, Gap, Promise, Stream
 from mirror.errors import Corrupt, Unavailable
 from mirror.io.sqlite import (
     STRUCTURES,
@@ -61,6 +62,7 @@ __all__ = ["Backlog", "ChainRow", "ChunkRow", "Journal", "JournalReader"]
 STATE_ROWS_MIN = 256  # state rows written along with a transaction when a flush is under way
 STATE_ROWS_MAX = 4_000  # and at most so many, or a commit would take too long
 WAL_PAGES = 1_000  # a WAL of so many pages (4 MiB) is due for a checkpoint
+WAL_BYTES_KEPT = 32 << 20  # a reader that did not end makes its file larger; it is cut to this once that has ended
 CLOCK_AHEAD_MAX_S = 86_400  # receive times further in the future than this come from a clock that was wrong
 
 LOG_FACT = "log.followed"
@@ -118,7 +120,6 @@ class Journal:
         newest, received = last or (0, 0)
         self.committed: int = max(newest, self._mark)
         self._received_s: int = received
-        self._trim_after = 0
         # Tags whose row is older than their value: everything that chunks after the mark may have changed.
         self._dirty: NDArray[np.bool_] = np.ones(len(self.tags), np.bool_) & (self.committed > self._mark)
         self._sweep: NDArray[np.uint32] = np.zeros(0, np.uint32)
@@ -128,6 +129,7 @@ class Journal:
         self._lanes: dict[tuple[str, str, str], int] = {}
         self._coverage = IntervalTable(self._run, "coverage")
         self._promise = IntervalTable(self._run, "promise")
+        self._trimming = Trimming(self._run, self._run_many, clock)
         self._open = False
         self._begin()
         db.set_wal_hook(self._on_wal)
@@ -165,6 +167,7 @@ class Journal:
                 with reactions(path):
                     db.execute("PRAGMA journal_mode = WAL")
                     db.execute("PRAGMA synchronous = FULL")
+                    db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}")
                     db.wal_autocheckpoint(0)  # it would run inside some unlucky commit
                     return cls(db, lock, path, replica, state_period_s, clock)
             except BaseException:
@@ -403,39 +406,29 @@ class Journal:
         return len(self._sweep) - end
 
     def trim(self, promise: Promise, *, keep_s: float, limit: int = 1000) -> int:
-        """Delete chunks that are promised AND were received more than `keep_s` ago; return how many.
-
-        Looks at `limit` chunks at most and goes on from there the next time. Freed pages are used again;
-        the file does not shrink. A chunk that the state rows still need is kept.
-        """
+        """Delete chunks that are promised AND old; see `gateway.io.trimming.Trimming.by_age`."""
         assert self._open
-        now = self._clock()
-        rows: Any = self._run(
-            "SELECT seq, stream, timeline, origin, pub_from, pub_to, received_s FROM chunk JOIN lane ON lane.id = lane"
-            " WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
-            (self._trim_after, self._mark, limit),
-        ).fetchall()
-        pushed: dict[tuple[str, str, str], IntervalSet] = {}
-        trimmed: list[tuple[int]] = []
-        after = rows[-1][0] if len(rows) == limit else 0
-        for seq, stream, timeline, origin, pub_from, pub_to, received_s in rows:
-            if now - keep_s < received_s <= now:
-                after = 0
-                break
-            key = (stream, timeline, origin)
-            if key not in pushed:
-                pushed[key] = promise[key]
-            # Where nothing has a publish time the interval is empty; that is no promise.
-            if received_s <= now - keep_s and pushed[key].covers(min(pub_from, pub_to - 1), pub_to):
-                trimmed.append((seq,))
-        self._run_many("DELETE FROM chunk WHERE seq = ?", trimmed)
-        self._trim_after = after
-        return len(trimmed)
+        return self._trimming.by_age(promise, self._mark, keep_s=keep_s, limit=limit)
+
+    def trim_to(self, size_bytes: int, promise: Promise, *, limit: int = 1000) -> int:
+        """Delete chunks that are promised until the rest fits; see `gateway.io.trimming.Trimming.by_size`."""
+        assert self._open
+        return self._trimming.by_size(promise, self._mark, size_bytes=size_bytes, limit=limit)
+
+    def give_back(self, size_bytes: int, *, limit: int = 512) -> int:
+        """Return free pages above a size to the disk; see `gateway.io.trimming.Trimming.give_back`."""
+        assert self._open
+        return self._trimming.give_back(size_bytes, limit)
 
     @property
     def is_trimming(self) -> bool:
         """Whether the last `trim` has not come to the end of what is old enough."""
-        return self._trim_after > 0
+        return self._trimming.after > 0
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the file's pages that are in use."""
+        return self._trimming.used_bytes
 
     # Outside of a transaction.
 

@@ -46,6 +46,8 @@ EVENTS = {
     "journal.stalled": "the disk refuses; nothing more is asked of the servers",
     "journal.recovered": "the disk takes data again",
     "journal.trimmed": "old chunks that the cloud has were deleted",
+    "journal.outgrown": "what may not be deleted needs more room than the journal has",
+    "journal.fits": "the journal has room again",
     "journal.trim_failed": "old chunks could not be deleted; tried again later",
     "ingest.failed": "the ingest thread ended because of an error",
     "push.pushed": "a segment is in the bucket, read back where in doubt",

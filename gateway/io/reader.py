@@ -267,12 +267,6 @@ class JournalReader:
             value: bytes | None = self._db.execute("SELECT value FROM fact WHERE name = ?", (name,)).get
             return value
 
-    def used_bytes(self) -> int:
-        """Return the bytes of pages that hold something; those of what was trimmed are used again."""
-        with self._read(), snapshot(self._db):
-            pages, free, size = (int(self._db.pragma(name)) for name in ("page_count", "freelist_count", "page_size"))
-        return (pages - free) * size
-
     def backlog(self, promise: Promise) -> Backlog:
         """Return what is journaled and not yet promised, counted from an index alone."""
         chunks = rows = size = 0
@@ -320,11 +314,16 @@ class JournalReader:
 
 def size_bytes(path: Path) -> int:
     """Return the bytes on disk of a journal's file and its WAL."""
-    total = 0
-    for file in (path, path.with_name(path.name + "-wal")):
-        with suppress(FileNotFoundError):  # a WAL comes and goes with its writer
-            total += file.stat().st_size
-    return total
+    with suppress(FileNotFoundError):
+        return path.stat().st_size + wal_bytes(path)
+    return 0
+
+
+def wal_bytes(path: Path) -> int:
+    """Return the bytes on disk of a journal's WAL, which comes and goes with its writer."""
+    with suppress(FileNotFoundError):
+        return path.with_name(path.name + "-wal").stat().st_size
+    return 0
 
 
 def read_epoch(db: Database) -> tuple[int, str]:

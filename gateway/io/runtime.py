@@ -43,6 +43,7 @@ from gateway.io.survey import Survey
 from gateway.io.topics import FACT as TOPICS
 from gateway.io.topics import Topics
 from gateway.io.traffic import Counted, Traffic
+from gateway.io.upkeep import Upkeep
 from gateway.sync import Policy, Status
 from mirror.batch import Batch
 from mirror.coverage import Promise
@@ -56,8 +57,6 @@ if TYPE_CHECKING:  # pyarrow and boto3 take a quarter of a second: the devices d
 JOURNAL = "mirror.db"
 LEAVES = frozenset({"online", "role", "health", "sync"})  # what is told of the gateway itself
 TRIM_S = 60.0
-TRIM_CHUNKS = 1000  # in one transaction
-FULL_SHARE, ROOM_SHARE = 0.9, 0.8  # of `journal.max_gib`: from there on, and down to there, room is made early
 CANCEL_AGAIN_S = 0.5
 SOURCES_LOOK_S = 0.01
 SOURCES_FIRST_S = 1.0  # for so long the log in the bucket waits for the devices
@@ -243,30 +242,11 @@ class Gateway:
             self.publisher.offer_history(rows)
 
     async def _trim(self) -> None:
-        """Delete what the cloud has and nobody needs here any more, a little at a time; sooner where room is short."""
-        most = self.config.journal.max_gib * 2**30
-        failure = ""
+        """Delete what the cloud has and nobody needs here any more, a little at a time."""
+        upkeep = Upkeep(self.config, self.path, self.ingest, self._promise)
         while True:
             await asyncio.sleep(TRIM_S)
-            trimmed = 0
-            try:
-                promise, used = await asyncio.to_thread(self._promise)
-                keep_s, early = self.config.journal.keep_days * 86_400, used > FULL_SHARE * most
-                chunks, more = 1, True
-                while chunks and more:  # samples come in between
-                    for_s = 0.0 if early and used > ROOM_SHARE * most else keep_s
-                    chunks, more = await asyncio.wrap_future(self.ingest.call(partial(_trim, promise, for_s)))
-                    trimmed += chunks
-                    if early:
-                        used = (await asyncio.to_thread(self._promise))[1]
-            except Exception as error:  # the top of this task: the mirror goes on, and this is tried again
-                before, failure = failure, str(error) or repr(error)
-                if failure != before:
-                    log("journal.trim_failed", error=failure)
-                continue
-            failure = ""
-            if trimmed:
-                log("journal.trimmed", chunks=trimmed, early=early)
+            await upkeep.turn()
 
     def _fact(self, name: str) -> bytes | None:
         reader = JournalReader.open(self.path)
@@ -275,11 +255,11 @@ class Gateway:
         finally:
             reader.close()
 
-    def _promise(self) -> tuple[Promise, int]:
-        """Return what the bucket has, and the bytes that the journal uses."""
+    def _promise(self) -> Promise:
+        """Return what the bucket has."""
         reader = JournalReader.open(self.path)
         try:
-            return reader.promise(), reader.used_bytes()
+            return reader.promise()
         finally:
             reader.close()
 
@@ -419,10 +399,6 @@ def _proxy(config: Sync) -> str:
 def _current(handles: NDArray[np.uint32], journal: Journal) -> Batch:
     known = journal.state.handles
     return journal.state.batch(known[np.isin(known, handles)])
-
-
-def _trim(promise: Promise, keep_s: float, journal: Journal) -> tuple[int, bool]:
-    return journal.trim(promise, keep_s=keep_s, limit=TRIM_CHUNKS), journal.is_trimming
 
 
 class _Told:

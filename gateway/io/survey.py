@@ -35,7 +35,7 @@ from gateway.health import (
 from gateway.io import verified
 from gateway.io.clock import clock
 from gateway.io.log import log
-from gateway.io.reader import JournalReader
+from gateway.io.reader import JournalReader, wal_bytes
 from gateway.io.source import SourceRunner
 from gateway.io.trust import expires_at
 from gateway.sync import Status
@@ -60,8 +60,8 @@ class _Looked:
     gaps: dict[str, int] = field(default_factory=dict)
     gaps_counted: int = 0  # up to this row of the ledger
     backlog_samples: int = 0
+    backlog_bytes: int = 0
     backlog_since: float | None = None
-    used_bytes: int = 0
     verified_at: float | None = None
     certificates: dict[str, float] = field(default_factory=dict)  # when each expires
 
@@ -180,9 +180,10 @@ class Survey:
         stalled = gateway.ingest.stalled_since
         error = "" if stalled is None else f"the disk has refused for {time.monotonic() - stalled:.0f} s"
         return JournalFigures(
-            error=error, size_bytes=gateway.journal.size_bytes, used_bytes=self._looked.used_bytes,
-            size_bytes_max=int(gateway.config.journal.max_gib * 2**30), commits=counters.commits,
-            backlog_samples=self._looked.backlog_samples, commit_s=counters.commit_s_last,
+            error=error, size_bytes=gateway.journal.size_bytes,
+            size_bytes_max=int(gateway.config.journal.max_gib * 2**30), wal_bytes=wal_bytes(gateway.path),
+            unpushed_bytes=self._looked.backlog_bytes, bucket=bool(gateway.config.sync.bucket),
+            commits=counters.commits, backlog_samples=self._looked.backlog_samples, commit_s=counters.commit_s_last,
         )  # fmt: skip
 
     def _sync(self) -> SyncFigures | None:
@@ -212,15 +213,14 @@ def _look(path: Path, config: Config, before: _Looked) -> _Looked:
     reader = JournalReader.open(path)
     try:
         tally = reader.gap_tally(before.gaps_counted)
-        backlog, used_bytes = reader.backlog(reader.promise()), reader.used_bytes()
+        backlog = reader.backlog(reader.promise())
     finally:
         reader.close()
     proved = verified.last(path.parent, verified.log_name(config))
     gaps = Counter(before.gaps) + Counter(tally.reasons)
     return _Looked(
-        tally.open, dict(gaps), tally.last, backlog.rows, backlog.oldest_s, used_bytes,
-        None if proved is None else proved.at,
-        _certificates(config),
+        tally.open, dict(gaps), tally.last, backlog.rows, backlog.size_bytes, backlog.oldest_s,
+        None if proved is None else proved.at, _certificates(config),
     )  # fmt: skip
 
 

@@ -146,6 +146,8 @@ def migrate(path: Path) -> None:
 
     tables = sqlite_utils.Database(path, execute_plugins=False)
     try:
+        if fresh:  # so that free pages can be given back; possible before the first table only
+            tables.execute("PRAGMA auto_vacuum = INCREMENTAL")
         _migrations().apply(tables)
     finally:
         tables.close()

@@ -38,8 +38,7 @@ def content(batch: Batch, tags: TagTable) -> list[tuple[object, ...]]:
     """Return every row as what a reader may rely on, in canonical order."""
     rows = take(batch, canonical_order(batch, tags.rank)) if len(batch) else batch
     picoseconds = [
-        np.zeros(len(rows), np.uint16) if column is None else column
-        for column in (rows.source_ps, rows.server_ps)
+        np.zeros(len(rows), np.uint16) if column is None else column for column in (rows.source_ps, rows.server_ps)
     ]
     return [
         (

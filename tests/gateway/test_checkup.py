@@ -64,4 +64,4 @@ def test_what_is_too_much_for_a_gateway_or_its_disk_is_told() -> None:
 def test_an_unpushed_journal_is_judged_by_a_month() -> None:
     config = parse(LONE + "[journal]\nmax_gib = 1\nkeep_days = 0\n")
     (found,) = judged(config, predict(config, {"fast": 100}, "", 100.0, Prices(), {}))
-    assert found.part == "journal" and "sync.bucket" in found.hint
+    assert found.part == "journal" and "sync.bucket" in found.hint and "nothing is ever deleted" in found.text

@@ -89,9 +89,12 @@ def test_status_warns_of_a_journal_that_is_larger_than_configured(
     facts = json.loads(out)
     assert code == 0 and len(facts["warnings"]) == 1 and facts["size_bytes"] > 1073
     code, out, _ = run(capsys, "status", "--config", configured(1), "--json")
-    assert code == 0 and json.loads(out)["warnings"] == []
+    facts = json.loads(out)
+    assert code == 0 and facts["warnings"] == [] and facts["room"]["limit"] in ("journal.max_gib", "the disk")
+    code, told, _ = run(capsys, "status", "--config", config)
+    assert code == 0 and "room: " in told and "GiB free, the journal has 0.00 of 1 GiB" in told
     code, out, _ = run(capsys, "status", "--journal", journal)
-    assert code == 0 and "WARNING" not in out
+    assert code == 0 and "WARNING" not in out and "room" not in out
 
 
 def test_tail_prints_samples_and_ends_after_as_many_as_asked(journal: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,12 +14,13 @@ from gateway.config import Config, parse
 from gateway.io.doctor import examine
 from gateway.io.journal import Journal
 from gateway.io.reader import JournalReader
+from gateway.room import Room
 from mirror.header import Clock
 from tests.gateway.journals import doubles
 from tests.gateway.test_cli import run
 from tests.mirror.batches import table
 
-GIB = doctor.GIB
+GIB = 1 << 30
 
 
 def clock(error_max_us: int, *, synchronized: bool = True) -> Clock:
@@ -59,7 +60,13 @@ def test_a_slow_disk_names_the_setting_and_a_legal_value() -> None:
 def test_room_is_what_is_free_or_allowed_whichever_is_less(
     free: int, held: int, per_day: float | None, level: str
 ) -> None:
-    assert doctor.judge_space(free, held, 20 * GIB, per_day).level == level
+    assert doctor.judge_space(Room(20 * GIB, held, free, 0, per_day, bucket=False)).level == level
+
+
+def test_a_log_that_is_not_emptied_names_the_way_to_the_reader() -> None:
+    assert doctor.judge_wal(doctor.WAL_BYTES_MAX, "/d/mirror.db").level == "ok"
+    found = doctor.judge_wal(doctor.WAL_BYTES_MAX + 1, "/d/mirror.db")
+    assert found.level == "warn" and "64 MiB" in found.text and found.hint.endswith("lsof /d/mirror.db")
 
 
 def test_a_certificate_warns_before_it_expires() -> None:
@@ -88,7 +95,7 @@ def test_a_look_at_a_real_box_finds_each_part_and_leaves_nothing(tmp_path: Path)
     Journal.open(tmp_path / "data" / "mirror.db", replica="a").close()
     before = {p.name for p in (tmp_path / "data").iterdir()}
     found = list(examine(configuration(tmp_path)))
-    assert [f.part for f in found] == ["clock", "disk", "space", "journal", "store"]
+    assert [f.part for f in found] == ["clock", "disk", "space", "readers", "journal", "store"]
     assert found[1].text.startswith("fsync takes") and "no bucket" in found[-1].text
     after = {p.name for p in (tmp_path / "data").iterdir()}
     assert after - before <= {"mirror.db-wal", "mirror.db-shm"}, "SQLite's own, of any reader"

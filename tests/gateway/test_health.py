@@ -53,7 +53,7 @@ def test_a_healthy_gateway_has_no_problems() -> None:
         ({"sources": lost()}, "source p7", "stale for 12 s: timed out"),
         ({"sources": []}, "process", "no source"),
         ({"journal": JournalFigures(error="disk full")}, "journal", "disk full"),
-        ({"journal": JournalFigures(used_bytes=9, size_bytes_max=9)}, "journal", "9 are allowed"),
+        ({"journal": JournalFigures(size_bytes=9, size_bytes_max=9)}, "journal", "9 are allowed"),
         ({"sync": SyncFigures(error="refused")}, "sync", "refused"),
         ({"sync": SyncFigures(state="starting", state_s=4)}, "sync", "starting for 4 s: the bucket has taken nothing"),
         ({"sync": SyncFigures(state="following")}, "sync", "the bucket has taken nothing"),
@@ -163,7 +163,10 @@ def otherwise() -> Figures:
         connected=False, inflight=1, pending_rows=2, published=3, acknowledged=4, refused=5, connects=6, taken_over=7,
         history_refused_rows=8, failures=9,
     )  # fmt: skip
-    journal = JournalFigures(error="full", size_bytes=1, used_bytes=4, commits=2, backlog_samples=3, commit_s=0.5)
+    journal = JournalFigures(
+        error="full", size_bytes=1, size_bytes_max=4, wal_bytes=5, unpushed_bytes=6, commits=2, backlog_samples=3,
+        commit_s=0.5,
+    )  # fmt: skip
     return Figures(
         "2.0", "press-shop", "a", role="STANDBY", epoch=42, uptime_s=1, loop_lag_s=0.5, sources=[source],
         tags={"good": 61}, journal=journal, sync=sync, mqtt=mqtt, gaps_open=1, gaps={"overflow": 5},

@@ -158,9 +158,9 @@ def test_trimming_keeps_up_with_any_rate_in_small_transactions(tmp_path: Path, m
     inside(journal, lambda: journal.extend(Coverage(STREAM, TIMELINE, 0, 9_999, ORIGIN)))
     rounds: list[int] = []
 
-    def promise() -> tuple[Promise, int]:
+    def promise() -> Promise:
         rounds.append(len(rounds))
-        return Promise([Coverage(STREAM, TIMELINE, 0, 3_400, ORIGIN)]), 0
+        return Promise([Coverage(STREAM, TIMELINE, 0, 3_400, ORIGIN)])
 
     gateway._promise = promise  # type: ignore[method-assign]
     gateway.ingest.start()
@@ -176,50 +176,5 @@ def test_trimming_keeps_up_with_any_rate_in_small_transactions(tmp_path: Path, m
     reader = JournalReader.open(journal.path)
     assert len(reader.chunks_since(0, 9_999)) == 100 and rounds == [0, 1]
     assert gateway.ingest.counters.commits >= 4
-    reader.close()
-    journal.close()
-
-
-@pytest.mark.parametrize("pushed", [2_000, 0])
-def test_where_room_is_short_what_the_bucket_has_goes_early_and_the_rest_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pushed: int
-) -> None:
-    data = tmp_path / "data"
-    config = parse(MINIMAL.replace("/var/lib/edgemirror", str(data)) + "\n[journal]\nmax_gib = 0.0005\n")
-    config = msgspec.structs.replace(config, replica=msgspec.structs.replace(config.replica, data_dir=str(data)))
-    monkeypatch.setattr(runtime, "TRIM_S", 0.01)
-    monkeypatch.setattr(runtime, "TRIM_CHUNKS", 50)
-    gateway = runtime.Gateway(config)
-    journal = gateway.journal
-    with journal.transaction():
-        journal.add_tags(table(6).tags)
-        for n in range(2_000):
-            journal.append(STREAM, TIMELINE, n, n + 1, ORIGIN, doubles(n))
-        journal.follow_log("log", [Coverage(STREAM, TIMELINE, 0, pushed, ORIGIN)] if pushed else [])
-    inside(journal, journal.flush_state)
-    inside(journal, lambda: journal.extend(Coverage(STREAM, TIMELINE, 0, 9_999, ORIGIN)))
-    reader = JournalReader.open(journal.path)
-    most = int(config.journal.max_gib * 2**30)
-    before = reader.used_bytes()
-    assert before > runtime.FULL_SHARE * most
-    gateway.ingest.start()
-
-    async def trim() -> None:
-        trimming = asyncio.create_task(gateway._trim())
-        if pushed:
-            while reader.used_bytes() > runtime.ROOM_SHARE * most:
-                await asyncio.sleep(0.01)
-        await asyncio.sleep(0.2)  # nothing more goes: what is young stays while there is room
-        trimming.cancel()
-
-    asyncio.run(asyncio.wait_for(trim(), 30))
-    gateway.ingest.stop()
-    kept = len(reader.chunks_since(0, 9_999))
-    assert kept == 2_000 if not pushed else 0 < kept < 2_000
-    if pushed:
-        assert reader.used_bytes() > 0.5 * runtime.ROOM_SHARE * most
-        assert '"early":true' in capsys.readouterr().err
-    looked = survey._look(journal.path, config, survey._Looked())
-    assert looked.used_bytes == reader.used_bytes()
     reader.close()
     journal.close()

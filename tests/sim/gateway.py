@@ -23,7 +23,7 @@ import numpy as np
 from gateway import sampler
 from gateway.acks import Acks
 from gateway.decode import read_publish, read_republish
-from gateway.io import backfill, ingest, runtime
+from gateway.io import backfill, ingest, upkeep
 from gateway.io import push as pushing
 from gateway.io.journal import Journal
 from gateway.io.reader import JournalReader
@@ -171,7 +171,9 @@ class Process:
         self.on_let_go()
 
     def trim(self, keep_s: float) -> None:
-        self.ingest.call(partial(runtime._trim, self.reader.promise(), keep_s))
+        """Delete what is old, or, where nothing may be kept, what is too much."""
+        promise = self.reader.promise()
+        self.ingest.call(partial(upkeep.by_age, promise, keep_s) if keep_s else partial(upkeep.by_size, promise, 0))
 
     # The source
 

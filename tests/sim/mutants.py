@@ -19,7 +19,7 @@ from gateway.io.outcome import Transaction
 from gateway.io.sealing import Builder, Payload
 from gateway.sampler import Delivered, Effect, Sampler, Subscribed
 from gateway.window import Question
-from mirror.coverage import Closure, Coverage, Gap, Reason
+from mirror.coverage import Closure, Coverage, Gap, Promise, Reason
 from mirror.header import Header
 from mirror.prefix import Prefix
 from tests.sim.gateway import Parts, SimJournal, Violation
@@ -159,6 +159,15 @@ class LateChunks(SimJournal):
         return [SimJournal.append(self, *earlier) for earlier in late][-1] if late else 0
 
 
+class TrimAnything(SimJournal):
+    """Takes all that it holds for promised when there is too much of it."""
+
+    def trim_to(self, size_bytes: int, promise: Promise, *, limit: int = 1000) -> int:
+        lanes = self._db.execute("SELECT stream, timeline, origin FROM lane").fetchall()
+        everything = [Coverage(stream, timeline, 0, 1 << 62, origin) for stream, timeline, origin in lanes]
+        return super().trim_to(size_bytes, Promise(everything), limit=limit)
+
+
 class SplitCommit(ingest.Ingest):
     """Makes chunks durable in one transaction and where the stream stands in the next."""
 
@@ -250,6 +259,7 @@ MUTANTS: dict[str, Mutant] = {
     "history believed": Mutant(lambda: _question(Believed), "I1", {"history": True, "remembers": 5, "resolution": 1}),
     "coverage before its chunk is durable": Mutant(lambda: _parts(journal=LateChunks), "I1"),
     "position in another transaction": Mutant(lambda: _parts(ingest=SplitCommit), "I1", {"danger": 1.0}),
+    "trim what is not promised": Mutant(lambda: _parts(journal=TrimAnything), "I1", {"flaky": 0.3}),
     "promise not derived from the chain": Mutant(lambda: _builder(OwnMarks), "I1", {"flaky": 0.3, "danger": 1.0}),
 }
 
