@@ -70,10 +70,25 @@ class Arbiter(_Table, frozen=True):
     """Who decides which replica acts.
 
     Attributes:
-        kind: `solo`: this one, guarded by a lock on its data directory.
+        kind: `solo`: this one, guarded by a lock on its data directory. `etcd`: who holds the record in an etcd
+            cluster. `s3`: who holds the record in the bucket.
+        endpoints: URLs of the members of etcd.
+        lease_s: How long a record counts without a change; 0: 0.5 with etcd, 2 with s3.
+        ca_file: Certificates to trust for etcd, instead of the system's.
+        certificate_file, key_file: Own certificate and key for etcd.
     """
 
-    kind: Literal["solo"] = "solo"
+    kind: Literal["solo", "etcd", "s3"] = "solo"
+    endpoints: Annotated[list[str], Meta(max_length=9)] = []
+    lease_s: Annotated[float, Meta(ge=0, le=3600)] = 0.0
+    ca_file: str = ""
+    certificate_file: str = ""
+    key_file: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """Return the length of a lease."""
+        return self.lease_s or {"etcd": 0.5, "s3": 2.0}.get(self.kind, math.inf)
 
 
 class Device(_Table, frozen=True, kw_only=True):
@@ -284,6 +299,7 @@ ENVIRONMENT_PREFIX = "EDGEMIRROR__"
 PORT_MAX = 65_535
 DAY_S = 86_400
 TEXT_MAX = 1024
+LEASE_S_MIN = 0.2
 SHOWN_MAX = 300
 REQUESTS_PER_SEGMENT = 2  # the write, and the floor read after it
 
@@ -367,6 +383,7 @@ def _check(config: Config) -> None:
     if len(set(devices)) < len(devices):
         twice = sorted({d for d in devices if devices.count(d) > 1})
         raise ConfigError(f"device {twice[0]!r}: the name is used twice; device names are unique in a group")
+    _check_arbiter(config)
     _check_sync(config.sync)
     _check_mqtt(config.mqtt)
     _check_http(config.http)
@@ -383,6 +400,22 @@ def check_user(source: Source, where: str) -> None:
             f"{where}: user_certificate_file needs security such as Basic256Sha256:SignAndEncrypt: with none, "
             "somebody on the way could pass the proof on"
         )
+
+
+def _check_arbiter(config: Config) -> None:
+    arbiter = config.arbiter
+    if arbiter.lease_s and arbiter.lease_s < LEASE_S_MIN:
+        raise ConfigError(f"arbiter.lease_s is {arbiter.lease_s}; use at least {LEASE_S_MIN}, or 0 for the default")
+    if arbiter.kind == "etcd" and not arbiter.endpoints:
+        raise ConfigError('arbiter.endpoints is empty; use such as ["https://10.0.0.11:2379"], one for each member')
+    for endpoint in arbiter.endpoints:
+        url = _url(endpoint)
+        if url is None or url.scheme not in ("http", "https") or not url.hostname or not url.port:
+            raise ConfigError(f"arbiter.endpoints has {endpoint!r}; use https://host:port")
+    if arbiter.kind == "s3" and not config.sync.bucket:
+        raise ConfigError('arbiter.kind is "s3", which needs sync.bucket')
+    if bool(arbiter.certificate_file) != bool(arbiter.key_file):
+        raise ConfigError("arbiter.certificate_file and arbiter.key_file belong together; set both or neither")
 
 
 def _check_sync(sync: Sync) -> None:

@@ -15,10 +15,9 @@ import base64
 import hashlib
 import re
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -41,6 +40,7 @@ from botocore.exceptions import (
 from botocore.handlers import add_expect_header
 
 from mirror.errors import ConfigError, Conflict, Corrupt, MirrorError, Unavailable
+from mirror.io.limit import Limit
 from mirror.store import NO_METADATA, Object, Range, cut
 from mirror.tls import hint
 
@@ -52,7 +52,6 @@ Keys = Callable[[], tuple[str, str]]
 _READ_TRIES = 3
 _READ_PAUSE_S = 0.2
 _PAGE = 1000
-_QUICK_CALLS = 8  # under way at the most, those included that nobody waits for any more
 
 #: Error codes that say: other bytes arrived than were announced.
 _DAMAGED = {"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"}
@@ -336,38 +335,6 @@ class S3Store:
         if isinstance(error, _NO_ANSWER):
             return Unavailable(told)
         return ConfigError(told, hint=f"check sync.bucket, sync.endpoint, {_KEY_FILES}")
-
-
-class Limit:
-    """Waits for an answer only so long, whatever keeps it: a name server, a proxy, bytes that drip.
-
-    A call that nobody waits for any more goes on in its thread until the socket gives up; what it asked
-    for may still happen, as after every `Unavailable`.
-    """
-
-    def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
-        self._free = threading.BoundedSemaphore(_QUICK_CALLS)
-
-    def __call__(self, act: Callable[[], T], what: str) -> T:
-        """Return what `act` returns, or raise Unavailable in time."""
-        if not self._free.acquire(blocking=False):
-            raise Unavailable(f"{what}: {_QUICK_CALLS} earlier requests are still without an answer")
-        answer: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                answer.set_result(act())
-            except BaseException as error:
-                answer.set_exception(error)
-            finally:
-                self._free.release()
-
-        threading.Thread(target=run, name="lease", daemon=True).start()
-        try:
-            return answer.result(self._limit_s)
-        except TimeoutError as error:
-            raise Unavailable(f"{what}: no answer within {self._limit_s} s") from error
 
 
 def _client(settings: S3Settings, connect_timeout_s: float, read_timeout_s: float) -> Any:

@@ -151,7 +151,7 @@ def test_a_lease_record_is_not_waited_for_while_its_answer_drips():
 
 
 def test_answers_that_nobody_waits_for_any_more_do_not_pile_up(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("mirror.io.s3._QUICK_CALLS", 2)
+    monkeypatch.setattr("mirror.io.limit.CALLS_MAX", 2)
     with loopback.serve(loopback.dripping) as place:
         store = S3Store.quick(place.settings)
         sent = listen(store)
