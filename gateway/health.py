@@ -109,7 +109,7 @@ class SyncFigures:
     """The road to the bucket.
 
     Attributes:
-        state: Of `gateway.io.push.Status`.
+        state: Of `gateway.io.push.Status`; `standby` where another replica pushes.
         state_s: Seconds that it has been in this state.
         error: Why nothing is pushed at the moment; empty while pushing works.
         lag_s: Age of the oldest sample that is not in the cloud; 0 where there is none.
@@ -268,7 +268,7 @@ def _problems(f: Figures) -> Iterator[Problem]:
         yield Problem("role", f"{f.role}: {f.role_reason}", True)
     elif f.sync is not None and f.sync.trouble:
         yield Problem("sync", f.sync.trouble, True)
-    if f.mqtt is not None and not f.mqtt.connected:
+    if f.mqtt is not None and not f.mqtt.connected and f.role == "PRIMARY":
         yield Problem("mqtt", f.mqtt.last_error or "not connected", False)
     if f.mqtt is not None and f.mqtt.refusal:
         yield Problem("mqtt", f"the broker refuses {f.mqtt.refusal}", False)

@@ -265,6 +265,7 @@ class Chain:
     Attributes:
         prefix: Grows with every segment absorbed.
         phase: What it waits for.
+        leads: Whether it was told to lead, whatever came of it.
         placed: Whether the fence of the present leadership stands.
         wake_at: When to send `Wake`; None while a request is in flight or nothing is to be done.
     """
@@ -274,7 +275,7 @@ class Chain:
         self.replica = replica
         self.arbiter = arbiter
         self.phase = Phase.STOPPED
-        self.placed = False
+        self.placed = self.leads = False
         self.wake_at: float | None = None
         self._key = key
         self._epoch = 0
@@ -484,11 +485,11 @@ class Chain:
 
     def _lead(self, event: Lead) -> list[Effect]:
         assert self.phase is Phase.IDLE
-        assert not self._epoch, "a process leads once under one epoch"
+        assert not self.leads, "a chain leads once; then it is read anew"
         at = self.prefix.at
         if event.epoch <= at.epoch:
             return self._fenced(f"epoch {at.epoch} of {at.holder!r} is not below ours, {event.epoch}")
-        self._epoch, self._incarnation, self._fence = event.epoch, event.incarnation, event.fence
+        self.leads, self._epoch, self._incarnation, self._fence = True, event.epoch, event.incarnation, event.fence
         return self._begin(event.fence)
 
     def _begin(self, fence: Header) -> list[Effect]:

@@ -18,6 +18,12 @@ import msgspec
 #: Every event this program writes, and what it tells.
 EVENTS = {
     "gateway.started": "the process runs",
+    "lease.promoted": "this replica acts for the group, under this epoch",
+    "lease.demoted": "it acts no more",
+    "lease.drifting": "its right has run out and the register does not answer: it keeps the broker's session alone",
+    "lease.register_failed": "the register does not serve; told once for each reason",
+    "lease.register_back": "it serves again",
+    "lease.alarm": "something that a person should look into",
     "gateway.stopped": "the process ends in order",
     "gateway.failed": "the process ends because of an error",
     "health.changed": "the gateway is ready, or what keeps it from being so has changed",

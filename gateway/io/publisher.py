@@ -37,6 +37,7 @@ from mirror.batch import Batch, take
 from mirror.ticks import UNIX_EPOCH_TICKS
 
 REFRESH_ROWS = 500  # retained tags published again between two rounds of live values
+SILENT_S = 0.05  # between two looks whether it may speak again
 IDLE_S = 30.0  # a thread with nothing to do looks up so often
 HUNG_S = 300.0  # no turn takes longer: names are resolved and sockets opened well within
 HISTORY_ROWS = 2000  # back-filled rows between two rounds of live values
@@ -65,7 +66,7 @@ class Publisher:
 
     def __init__(
         self, broker: Broker, names: Names, *, on_event: OnEvent = lambda name, facts: None,
-        on_emptied: Callable[[list[str]], None] = lambda topics: None,
+        on_emptied: Callable[[list[str]], None] = lambda topics: None, may: Callable[[], bool] = lambda: True,
     ) -> None:  # fmt: skip
         """Prepare; nothing is sent before `start`.
 
@@ -76,8 +77,9 @@ class Publisher:
                 `mqtt.connect_failed`, `mqtt.taken_over`, `mqtt.message_refused`, `mqtt.payload_limited`,
                 `mqtt.payload_raised` or `mqtt.failed`, and facts about it.
             on_emptied: Called from the publisher's thread with topics that the broker has emptied.
+            may: Asked before each round whether this replica may still speak.
         """
-        self._broker, self._on_event, self._on_emptied = broker, on_event, on_emptied
+        self._broker, self._on_event, self._on_emptied, self._may = broker, on_event, on_emptied, may
         self._status = Status()
         self._lock = threading.Lock()  # guards _pending and _history; held only to append or to take
         self._pending = Latest()
@@ -94,6 +96,7 @@ class Publisher:
         self._woken = False
         self._epoch, self._stopping, self._stop_by = 0, False, 0.0
         self._paused = "not started"  # why nothing is published; empty while it may be
+        self._stays = False  # only as long as the connection stands
         # What follows belongs to the thread.
         self._link = Link(broker, Message(names.gateway(broker.node, "online"), b"offline", 1, True), self._status)
         self._phase = Phase.CLOSED
@@ -111,9 +114,10 @@ class Publisher:
 
     # --- any thread -----------------------------------------------------------------------------------
 
-    def start(self, epoch: int) -> None:
-        """Connect, and publish under this epoch."""
-        self._epoch, self._paused = epoch, ""
+    def start(self, epoch: int = 0) -> None:
+        """Start the thread; connect and publish under this epoch, or wait for `resume`."""
+        if epoch:
+            self._epoch, self._paused = epoch, ""
         self._thread.start()
 
     def offer(self, batch: Batch) -> None:
@@ -174,7 +178,12 @@ class Publisher:
 
     def resume(self, epoch: int) -> None:
         """Connect again, under this epoch; sequence numbers start anew where it is a new one."""
-        self._epoch, self._paused = epoch, ""
+        self._epoch, self._paused, self._stays = epoch, "", False
+        self._wake()
+
+    def stay(self) -> None:
+        """Go on as long as the connection stands, and make no other: nobody else can speak, or a successor does."""
+        self._stays = True
         self._wake()
 
     def stop(self, timeout_s: float = 3.0) -> None:
@@ -232,7 +241,9 @@ class Publisher:
             self._follow(now)
             self._wait(None)
         elif link.phase is Phase.CLOSED:
-            if now >= self._retry_at:
+            if self._stays:
+                self._paused = "the right to speak has run out"
+            elif now >= self._retry_at:
                 self._phase = Phase.CONNECTING
                 link.open()
                 self._answer_by = time.monotonic() + self._broker.connect_timeout_s
@@ -242,8 +253,10 @@ class Publisher:
             self._wait(self._answer_by - now)
             if link.phase is Phase.CONNECTING and time.monotonic() >= self._answer_by:
                 link.close("the broker did not answer")
-        else:
+        elif self._may():
             self._wait(self._publish(now))
+        else:
+            self._wait(SILENT_S)
         self._follow(now)
 
     def _wait(self, timeout_s: float | None) -> None:

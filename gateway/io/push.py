@@ -6,8 +6,10 @@ killed anywhere: what was sent and not recorded is found again by reading the lo
 was verified. Nothing here decides: `mirror.chain` says what to ask of the store, `gateway.sync` when to
 seal and what is missing.
 
-Without a store nothing is lost and nothing else stops: the journal keeps what the log does not promise.
-What it does not do: trim the journal, or take samples of other replicas in.
+Without a mandate (`lead`) it only follows: it reads what others append, so that the journal knows what need not be
+pushed any more. Without a store nothing is lost and nothing else stops: the journal keeps what the log does not
+promise.
+What it does not do: trim the journal, hold the lease, or take samples of other replicas in.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ TOLD_FEW = 500  # gaps; a prefix that was told more of them is large
 SAVE_S = 300.0  # and saved so often
 NEVER_S = 3600.0
 LOOK_AGAIN_S = 600.0  # after a refusal: the store may have lied, or somebody has mended it
+FOLLOW_S = 2.0  # between two looks at what another one has appended
 HUNG_S = 900.0  # no turn takes longer: a slow store has its timeouts, and a segment is built in seconds
 
 
@@ -63,8 +66,10 @@ class Pusher:
         replica: Own name, the origin of own rows.
         key: Own signing key.
         policy: When to seal.
-        epoch: Durable in the journal already; raised, durably, where the log knows a higher one.
         incarnation: Random name of this process.
+        arbiter: Asked for who it is that lets this replica lead.
+        on_known: Told the epoch that the log has, before anything is written into it; in this thread.
+        on_overruled: Told a higher epoch that fences this one, and why; in this thread.
         on_status: Told after every change, in this thread.
         together: Runs the probe's racers; None leaves the probe out.
         surroundings: Asked for each segment.
@@ -83,8 +88,10 @@ class Pusher:
         replica: str,
         key: Ed25519PrivateKey,
         policy: sync.Policy,
-        epoch: int,
         incarnation: str,
+        arbiter: Callable[[], str] = lambda: "solo",
+        on_known: Callable[[int], None] = lambda epoch: None,
+        on_overruled: Callable[[int, str], None] = lambda epoch, reason: None,
         on_status: Callable[[Status], None] = lambda status: None,
         together: Together | None = None,
         listens: Callable[[], bool] | None = None,
@@ -93,11 +100,16 @@ class Pusher:
         wall: Callable[[], float] = time.time,
         make_chain: chain.ChainFactory = chain.Chain,
     ) -> None:
-        self.status = Status(epoch=epoch)
+        self.status = Status()
         self._stores, self._store = stores, stores[0]
         self._open_reader, self._writer = open_reader, writer
         self._layout, self._replica, self._key = layout, replica, key
-        self._epoch, self._incarnation = epoch, incarnation
+        self._incarnation, self._arbiter = incarnation, arbiter
+        self._on_known, self._on_overruled = on_known, on_overruled
+        self._mandate = 0  # the epoch under which it may lead; 0: it may not
+        self._is_told = False  # of another mandate
+        self._follow_at = 0.0
+        self._has_read = False
         self._on_status, self._together, self._surroundings = on_status, together, surroundings
         self._builder: Builder | None = None
         self._clock, self._wall, self._make_chain = clock, wall, make_chain
@@ -110,15 +122,19 @@ class Pusher:
         self._saving_rows = 0
         self._following = False
         self._saved_at = -SAVE_S
-        self._raising: Future[Any] | None = None
         self._not_before = 0.0
         self._failures = 0  # to do what this program should be able to do
         self._probes = 0
         self._refused = ""
         self._knock = None if listens is None else Knock(listens)
-        self._stopping = threading.Event()
+        self._stopping, self._woken = threading.Event(), threading.Event()
         self._beat = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="push", daemon=True)
+
+    @property
+    def has_read(self) -> bool:
+        """Whether it has been at the end of the log, or knows that it cannot get there now."""
+        return self._has_read or self.status.error is not None
 
     # The thread
 
@@ -129,8 +145,18 @@ class Pusher:
     def stop(self, timeout_s: float = 5.0) -> None:
         """Tell the thread to end after the request in flight, and wait for it."""
         self._stopping.set()
+        self._woken.set()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
+
+    def lead(self, epoch: int) -> None:
+        """Lead under an epoch, which is durable; from any thread, at any time."""
+        self._mandate, self._is_told = epoch, True
+        self._woken.set()
+
+    def follow(self) -> None:
+        """Lead no more; from any thread, at any time. What was sent before may still come to stand in the log."""
+        self.lead(0)
 
     @property
     def alive(self) -> bool:
@@ -144,8 +170,8 @@ class Pusher:
             while not self._stopping.is_set():
                 self._beat = time.monotonic()
                 pause = self.turn()
-                if pause > 0:
-                    self._stopping.wait(min(pause, WAIT_MAX_S))
+                if pause > 0 and self._woken.wait(min(pause, WAIT_MAX_S)):
+                    self._woken.clear()
         finally:
             if self._reader is not None:
                 self._reader.close()
@@ -153,6 +179,9 @@ class Pusher:
 
     def turn(self) -> float:
         """Do the next thing; return in how many seconds there is another one."""
+        if self._is_told:
+            self._is_told = False
+            self._appointed()
         if self.status.state == "fenced":
             self._save_chain()
             return NEVER_S
@@ -186,7 +215,7 @@ class Pusher:
 
     def _look_again(self) -> None:
         """Read the log as after a restart: what was refused may have been a lie, or is mended."""
-        self._chain = self._request = self._raising = self._saving = None
+        self._chain = self._request = self._saving = None
         self._unsaved = []
         self._sync = sync.Sync(self._sync.policy, self._clock())
         self._tell(state="starting")
@@ -200,8 +229,6 @@ class Pusher:
             request, self._request = self._request, None
             self._step(self._carry_out(request))
             return 0.0
-        if self._raising is not None:
-            return self._raised()
         now = self._clock()
         if self._chain.wake_at is not None and now >= self._chain.wake_at:
             self._step(chain.Wake())
@@ -209,6 +236,12 @@ class Pusher:
         if now >= self._sync.wake_at:
             self._plan(sync.Tick())
             return 0.0
+        if self._chain.phase is chain.Phase.IDLE and not self._chain.placed:
+            if now >= self._follow_at:
+                self._follow_at = now + FOLLOW_S
+                self._step(chain.Start())
+                return 0.0
+            return max(0.0, min(self._follow_at, self._sync.wake_at) - now)
         if self._chain.wake_at is None:
             return max(0.0, self._sync.wake_at - now)
         if self._knock is not None and self._knock.is_back(now):
@@ -226,7 +259,7 @@ class Pusher:
             return
         saved = self._reader.fact(self._log_fact)
         prefix = Prefix(Saved(self._layout.group)) if saved is None else Prefix.load(saved)
-        self._chain = self._make_chain(prefix, self._replica, self._key, "solo")
+        self._chain = self._make_chain(prefix, self._replica, self._key, self._arbiter())
         self._tell(state="following", seq=prefix.at.seq)
         self._step(chain.Start())
 
@@ -275,7 +308,7 @@ class Pusher:
                 self._unsaved.append((row, header.intervals))
                 self._tell(seq=header.seq + 1)
             case chain.AtEnd(epoch):
-                self._lead(epoch)
+                self._at_end(epoch)
             case chain.Placed(epoch):
                 self._tell(state="leading", epoch=epoch, error=None)
                 self._plan(sync.Opened())
@@ -288,6 +321,7 @@ class Pusher:
                 log("push.fenced", reason=reason)
                 hint = "stop the other gateway (`edgemirror status` says who holds the log), then restart this one"
                 self._tell(state="fenced", error=Fenced(reason, hint=hint))
+                self._on_overruled(self._chain.prefix.at.epoch, reason)
             case chain.Refused(what, hint):
                 self._plan(sync.Closed())
                 self._refuse(ConfigError(what, hint=hint))
@@ -303,38 +337,27 @@ class Pusher:
         self._not_before = self._clock() + LOOK_AGAIN_S
         self._tell(state="refused", error=error)
 
-    def _lead(self, newest: int) -> None:
-        """Lead under an epoch above all that the log and this journal know, once it is durable here."""
-        assert self._reader is not None
-        if self.status.state == "leading":
-            return
-        local, incarnation = self._reader.epoch()
-        if self._epoch > newest and (local, incarnation) == (self._epoch, self._incarnation):
-            self._begin_to_lead()
-            return
-        self._epoch = epoch = max(newest, local, self._epoch) + 1
-        name = self._incarnation
-        self._raising = self._writer.call(lambda journal: journal.save_epoch(epoch, name))
+    def _appointed(self) -> None:
+        """Take another mandate: under the one before nothing more is sent, and the log is read anew."""
+        if self._chain is not None and (self._chain.leads or self.status.state == "fenced"):
+            self._look_again()
+        self._follow_at = 0.0
+        self._tell(epoch=self._mandate or self.status.epoch)
 
-    def _raised(self) -> float:
-        """Wait for the epoch to be on disk."""
-        assert self._raising is not None
-        if not self._raising.done():
-            return 0.02
-        raising, self._raising = self._raising, None
-        failed = raising.exception()
-        if failed is None:
-            self._begin_to_lead()
-            return 0.0
-        self._step(chain.Start())  # read again, then try again
-        if not isinstance(failed, MirrorError):
-            raise failed
-        self._complain(failed)
-        return 1.0
-
-    def _begin_to_lead(self) -> None:
+    def _at_end(self, newest: int) -> None:
+        """Lead if there is a mandate above all that the log knows."""
+        assert self._chain is not None
         assert self._builder is not None
-        self._step(chain.Lead(self._epoch, self._incarnation, self._builder.fence()))
+        self._has_read = True
+        if self._chain.leads:
+            return
+        self._on_known(newest)
+        self._follow_at = self._clock() + FOLLOW_S
+        if self._mandate > newest:
+            self._chain.arbiter = self._arbiter()
+            self._step(chain.Lead(self._mandate, self._incarnation, self._builder.fence()))
+        elif self.status.state != "following" or self.status.error is not None:
+            self._tell(state="following", error=None)
 
     def _carry_out(self, request: chain.Request) -> chain.Event:
         """Ask the store; every answer is an event."""

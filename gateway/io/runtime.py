@@ -21,13 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
+import msgspec
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from gateway import sampler
 from gateway.config import Config, Sync
+from gateway.failover import Role
 from gateway.formats.names import Names, Options, Place
+from gateway.io.acting import Acting
 from gateway.io.clock import clock
 from gateway.io.http import HttpServer
 from gateway.io.ingest import Durable, Ingest
@@ -38,6 +41,7 @@ from gateway.io.log import log
 from gateway.io.mqtt import Broker
 from gateway.io.publisher import Publisher
 from gateway.io.reader import JournalReader
+from gateway.io.registers import SoloRegister, StoreRegister
 from gateway.io.source import SourceRunner
 from gateway.io.survey import Survey
 from gateway.io.topics import FACT as TOPICS
@@ -49,15 +53,20 @@ from mirror.batch import Batch
 from mirror.coverage import Promise
 from mirror.errors import ConfigError, MirrorError, Unavailable
 from mirror.layout import Layout
+from mirror.lease import Register
 
 if TYPE_CHECKING:  # pyarrow and boto3 take a quarter of a second: the devices do not wait for them
     from gateway.io.push import Pusher
-    from mirror.io.s3 import S3Store
+    from mirror.io.s3 import S3Settings, S3Store
 
 JOURNAL = "mirror.db"
 LEAVES = frozenset({"online", "role", "health", "sync"})  # what is told of the gateway itself
 TRIM_S = 60.0
 CANCEL_AGAIN_S = 0.5
+FIT_LOOK_S = 0.1
+UNFIT_S = 5.0  # for so long a disk may refuse before another replica should act
+PATIENCE_S = 15.0  # then a replica competes although not everything of it is well: a poor leader is better than none
+REGISTER_SHARE = 0.25  # of a lease: longest wait for an answer
 SOURCES_LOOK_S = 0.01
 SOURCES_FIRST_S = 1.0  # for so long the log in the bucket waits for the devices
 
@@ -79,7 +88,6 @@ class Gateway:
         self.started = time.monotonic()
         self.path = Path(config.replica.data_dir) / JOURNAL
         self.journal = Journal.open(self.path, replica=config.replica.name)
-        self.epoch = self.journal.epoch()[0] + 1
         self.incarnation = secrets.token_hex(8)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.ingest = Ingest(
@@ -99,11 +107,14 @@ class Gateway:
         ]  # fmt: skip
         self._of_stream: dict[str, SourceRunner] = {}
         self._topics = Topics(self._fact(TOPICS), self.ingest.call)
+        self.acting = Acting(
+            config, open_register(config), self.incarnation, self.journal.epoch()[0],
+            lambda epoch: self.ingest.call(lambda journal: journal.save_epoch(epoch, self.incarnation)),
+        )  # fmt: skip
         self.publisher = self._publisher() if config.mqtt.url else None
         self.traffic = Traffic()
         self.pusher: Pusher | None = None
         self._key = signing_key(self.path.parent) if config.sync.bucket else None
-        self.fenced: MirrorError | None = None  # why another gateway acts
         self.push_since = time.monotonic()  # since when pushing has been in its present state
         self._push_state = ""
         self.stopping = False
@@ -125,18 +136,19 @@ class Gateway:
         try:
             if self.http is not None:
                 await self.http.start()  # first, so that it can tell why the rest waits
-            if not await self._own_epoch(stop):
-                return
             if self.publisher is not None:
-                self.publisher.start(self.epoch)
-                self._tell_role()
+                self.publisher.start()
+                self.acting.attach(publisher=self.publisher)
+            self.acting.leading.start()
             log("gateway.started", replica=self.config.replica.name, epoch=self.epoch)
             tasks = [asyncio.create_task(source.run(), name=source.config.name) for source in self.sources]
             if self._key is not None:
                 await self._sources_first(stop)
                 self.pusher = await asyncio.to_thread(self._pusher, self._key)
                 self.pusher.start()
-            tasks += [asyncio.create_task(work) for work in (self._trim(), self._guard(), self.survey.run())]
+                self.acting.attach(pusher=self.pusher)
+            works = (self._trim(), self._guard(), self.survey.run(), self._stay_fit())
+            tasks += [asyncio.create_task(work) for work in works]
             ready()
             stopping = asyncio.create_task(stop.wait())
             done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -156,25 +168,37 @@ class Gateway:
             if failed is None:
                 log("gateway.stopped", replica=self.config.replica.name)
 
-    async def _own_epoch(self, stop: asyncio.Event) -> bool:
-        """Make this process's epoch durable; tell False if that was never possible before it shall end."""
-        saved = asyncio.wrap_future(self.ingest.call(lambda j: j.save_epoch(self.epoch, self.incarnation)))
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait([saved, stopping], return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if not saved.done():
-            saved.cancel()
-            return False
-        saved.result()
-        return True
-
     async def _sources_first(self, stop: asyncio.Event) -> None:
         """Wait until the devices are mirrored, but not for long: each tenth of a second counts there alone."""
         end = time.monotonic() + SOURCES_FIRST_S
         while time.monotonic() < end and not stop.is_set() and not all(s.status.connected for s in self.sources):
             await asyncio.sleep(SOURCES_LOOK_S)
 
+    async def _stay_fit(self) -> None:
+        """Say whether this replica may act: subscribe first, read the log second, compete for the lease last."""
+        said: tuple[bool, str] | None = None
+        began = time.monotonic()
+        while True:
+            told = self._fitness(time.monotonic() - began)
+            if told != said:
+                said = told
+                self.acting.fit(ready=told[0], reason=told[1])
+            await asyncio.sleep(FIT_LOOK_S)
+
+    def _fitness(self, age_s: float) -> tuple[bool, str]:
+        stalled = self.ingest.stalled_since
+        if stalled is not None and time.monotonic() - stalled > UNFIT_S:
+            return False, "its disk refuses"
+        if self.config.arbiter.kind == "solo" or self.acting.role is Role.LEADER or age_s > PATIENCE_S:
+            return True, ""
+        if not all(source.status.connected for source in self.sources):
+            return False, "its sources are not live yet"
+        if self._key is not None and (self.pusher is None or not self.pusher.has_read):
+            return False, "it has not read the log yet"
+        return True, ""
+
     def _close(self) -> None:
+        self.acting.leading.stop()
         if self.pusher is not None:
             self.pusher.stop()
         self.ingest.stop()
@@ -297,8 +321,9 @@ class Gateway:
         return Pusher(
             [Counted(dialect, self.traffic, layout.probe) for dialect in store.dialects()],
             partial(JournalReader.open, self.path), self.ingest, layout=layout,
-            replica=config.replica.name, key=key, policy=policy, epoch=self.epoch,
-            incarnation=self.incarnation, on_status=self._pushing, together=together,
+            replica=config.replica.name, key=key, policy=policy, incarnation=self.incarnation,
+            arbiter=lambda: self.acting.register.arbiter, on_known=self.acting.known,
+            on_overruled=self.acting.overruled, on_status=self._pushing, together=together,
             listens=partial(listens, store.address),
             surroundings=lambda: Surroundings(self._namespaces(), clock()),
         )  # fmt: skip
@@ -309,37 +334,29 @@ class Gateway:
 
     @property
     def role(self) -> str:
-        """PRIMARY while this gateway acts, STANDBY once another one does."""
-        return "STANDBY" if self.fenced else "PRIMARY"
+        """PRIMARY while this gateway acts, STANDBY while another one may."""
+        return "STANDBY" if self.acting.role is Role.STANDBY else "PRIMARY"
+
+    @property
+    def stands_by(self) -> bool:
+        """Whether another replica may act, and this one is ready to take over."""
+        return self.acting.role is Role.STANDBY and self.acting.trouble is None and self.config.arbiter.kind != "solo"
+
+    @property
+    def epoch(self) -> int:
+        """Under which this gateway acts, or acted last."""
+        return self.acting.epoch
 
     def _pushing(self, status: Status) -> None:
-        """Runs in the push thread: a log that knows a higher epoch raises ours everywhere, or ends our acting.
-
-        Who is fenced leaves the broker as well: both would take the one client id from each other for ever,
-        and what this one says bears an epoch that is over. It goes on journaling.
-        """
+        """Runs in the push thread."""
         if status.state != self._push_state:
             self._push_state, self.push_since = status.state, time.monotonic()
-        if status.state == "fenced":
-            if self.fenced is None:
-                self.fenced = status.error
-                if self.publisher is not None:
-                    self.publisher.pause("another gateway of the group publishes")
-        elif status.epoch > self.epoch:
-            self.epoch = status.epoch
-            if self.publisher is not None:
-                self._tell_role()
-                self.publisher.resume(self.epoch)
-
-    def _tell_role(self) -> None:
-        assert self.publisher is not None
-        self.publisher.tell("role", b'{"role":"%s","epoch":%d}' % (self.role.encode(), self.epoch))
 
     def _publisher(self) -> Publisher:
         mqtt, group = self.config.mqtt, self.config.group
         broker = Broker.of(mqtt, f"edgemirror-{group.name}", group.name)
         return Publisher(
-            broker, self._names(), on_event=_Told(),
+            broker, self._names(), on_event=_Told(self.acting.heard), may=self.acting.leading.may_act,
             on_emptied=lambda topics: self._post(partial(self._topics.emptied, topics)),
         )  # fmt: skip
 
@@ -359,13 +376,40 @@ def log_layout(config: Config) -> Layout:
 
 def open_store(config: Sync) -> S3Store:
     """Return the bucket for the log."""
-    from mirror.io.s3 import S3Settings, S3Store  # noqa: PLC0415 - see above
+    from mirror.io.s3 import S3Store  # noqa: PLC0415 - see above
 
-    settings = S3Settings.parse(
+    return S3Store.open(bucket_settings(config))
+
+
+def bucket_settings(config: Sync) -> S3Settings:
+    """Return where the bucket is and how to reach it."""
+    from mirror.io.s3 import S3Settings  # noqa: PLC0415 - see above
+
+    return S3Settings.parse(
         config.bucket, endpoint=config.endpoint, region=config.region, ca_file=config.ca_file,
         keys=Keys(config) if config.access_key_file else None, proxy=_proxy(config),
     )  # fmt: skip
-    return S3Store.open(settings)
+
+
+def open_register(config: Config) -> Register:
+    """Return where the lease's record stands.
+
+    Raises:
+        ConfigError: A file that a setting names cannot be used.
+    """
+    arbiter, limit_s = config.arbiter, config.arbiter.seconds * REGISTER_SHARE
+    match arbiter.kind:
+        case "etcd":
+            from gateway.io.etcd import EtcdRegister, tls_context  # noqa: PLC0415
+
+            tls = tls_context(arbiter)
+            return EtcdRegister(arbiter.endpoints, config.group.name, limit_s=limit_s, tls=tls)
+        case "s3":
+            from mirror.io.s3 import S3Store  # noqa: PLC0415 - see above
+
+            quick = S3Store.quick(msgspec.structs.replace(bucket_settings(config.sync), quick_timeout_s=limit_s))
+            return StoreRegister(quick, log_layout(config).lease, quick.settings.bucket)
+    return SoloRegister()
 
 
 class Keys:
@@ -404,10 +448,12 @@ def _current(handles: NDArray[np.uint32], journal: Journal) -> Batch:
 class _Told:
     """Writes the publisher's events, each failure once however often it is met again."""
 
-    def __init__(self) -> None:
+    def __init__(self, heard: Callable[[str], None]) -> None:
         self._failure: tuple[str, object] | None = None
+        self._heard = heard
 
     def __call__(self, name: str, facts: dict[str, object]) -> None:
+        self._heard(name)
         failure = (name, facts.get("error")) if name == "mqtt.connect_failed" else None
         if failure is None or failure != self._failure:
             log(name, **facts)

@@ -129,7 +129,7 @@ class Survey:
                 threads[name] = thread.alive
         return Figures(
             version=self._version, group=config.group.name, replica=config.replica.name, role=gateway.role,
-            role_reason=with_hint(gateway.fenced), epoch=gateway.epoch,
+            role_reason=with_hint(gateway.acting.trouble), epoch=gateway.epoch,
             uptime_s=time.monotonic() - gateway.started, stopping=gateway.stopping, loop_lag_s=max(0.0, self._lag_s),
             threads=threads, sources=[self._source(s) for s in gateway.sources], tags=self._tags(),
             journal=self._journal(), sync=self._sync(), mqtt=self._mqtt(), gaps_open=looked.gaps_open,
@@ -192,8 +192,9 @@ class Survey:
             return None
         status = pusher.status if pusher is not None else Status()
         since, traffic = self._looked.backlog_since, self._gateway.traffic
+        state = "standby" if status.state == "following" and self._gateway.stands_by else status.state
         return SyncFigures(
-            state=status.state, state_s=time.monotonic() - self._gateway.push_since, error=with_hint(status.error),
+            state=state, state_s=time.monotonic() - self._gateway.push_since, error=with_hint(status.error),
             lag_s=0.0 if since is None else max(0.0, time.time() - since), segments=status.segments,
             sent_bytes=traffic.sent_bytes, received_bytes=traffic.received_bytes, errors=traffic.errors,
             interval_s=status.interval_s,

@@ -14,7 +14,8 @@ import msgspec
 import pytest
 
 from demo.servers import free_ports
-from gateway.io.registers import ABSENT, EtcdRegister, SoloRegister, StoreRegister
+from gateway.io.etcd import EtcdRegister
+from gateway.io.registers import ABSENT, SoloRegister, StoreRegister
 from mirror.errors import ConfigError, Conflict, Corrupt, Unavailable
 from mirror.io.s3 import S3Settings, S3Store
 from mirror.lease import Record, Register, decode

@@ -9,9 +9,12 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from gateway import failover
+from gateway.io import leading
 from gateway.io.journal import Journal
 from gateway.io.push import Pusher
 from gateway.io.reader import JournalReader
+from gateway.io.registers import SoloRegister
 from gateway.sync import Policy, Status
 from mirror.batch import Batch, canonical_order, concat, take
 from mirror.coverage import Coverage, Grade, Stream
@@ -101,18 +104,38 @@ class Box:
             self.sent.append(batch)
 
     def start(self, **how: Any) -> Pusher:
-        """Start a process: a higher epoch on disk first, as the runtime does."""
+        """Start a process, with a lease that nobody contests."""
         self.starts += 1
-        epoch, incarnation = self.journal.epoch()[0] + 1, f"inc{self.starts}"
-        with self.journal.transaction():
-            self.journal.save_epoch(epoch, incarnation)
+        incarnation = f"inc{self.starts}"
         how = {"layout": LAYOUT, "replica": "a", "key": KEY, "policy": POLICY, **how}
         stores = how.pop("stores", [self.store])
         self.pusher = Pusher(
-            stores, lambda: JournalReader.open(self.journal.path), self.writer, epoch=epoch, incarnation=incarnation,
-            on_status=self.told.append, clock=lambda: self.now, **how,
+            stores, lambda: JournalReader.open(self.journal.path), self.writer, incarnation=incarnation,
+            on_status=self.told.append, clock=lambda: self.now, on_known=self.known, on_overruled=self.overruled, **how,
         )  # fmt: skip
+        self.leading = leading.Leading(
+            leading.machine("a", incarnation, self.journal.epoch()[0], leading.timing("solo", 0.0), "solo"),
+            SoloRegister(), save=lambda epoch: self.writer.call(lambda journal: journal.save_epoch(epoch, incarnation)),
+            told=self, clock=lambda: self.now, inline=True,
+        )  # fmt: skip
+        self.leading.post(failover.Ready(True))
         return self.pusher
+
+    def known(self, epoch: int) -> None:
+        self.leading.post(failover.Known(epoch))
+
+    def overruled(self, epoch: int, reason: str) -> None:
+        self.leading.post(failover.Overruled(epoch, reason))
+
+    def promoted(self, epoch: int) -> None:
+        assert self.pusher is not None
+        self.pusher.lead(epoch)
+
+    def drifting(self) -> None:
+        raise AssertionError("a lease of one's own does not run out")
+
+    def demoted(self, reason: str) -> None:
+        """Nothing more is pushed: the pusher has fenced itself."""
 
     def run(self, seconds: float = 0.0, **how: Any) -> Status:
         """Let the pusher work for a while; start it if there is none. A Kill ends it."""
@@ -120,7 +143,10 @@ class Box:
         end = self.now + seconds
         try:
             for _ in range(100_000):
+                self.leading.turn()
                 pause = pusher.turn()
+                if pause > 0 and self.leading.turn() <= 0:
+                    continue
                 if pause > 0:
                     if self.now + pause > end:
                         break

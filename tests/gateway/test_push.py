@@ -305,7 +305,7 @@ def test_killed_again_and_again_the_log_stays_whole(box: Box):
     def die(_point: str, _key: str) -> None:
         nonlocal count
         count += 1
-        if count % 7 == 0:
+        if count % 11 == 0:
             raise Kill
 
     box.store.fault = box.writer.fault = die
@@ -559,9 +559,10 @@ def test_the_thread_pushes_and_ends_when_told(box: Box):
         box.journal.save_epoch(1, "inc")
     pusher = Pusher(
         [box.store], lambda: JournalReader.open(box.journal.path), Threaded(box.journal), layout=LAYOUT, replica="a",
-        key=KEY, policy=POLICY, epoch=1, incarnation="inc", on_status=told,
+        key=KEY, policy=POLICY, incarnation="inc", on_status=told,
     )  # fmt: skip
     pusher.start()
+    pusher.lead(1)
     assert pushed.wait(20)
     pusher.stop()
     assert pusher.status.state == "stopped"

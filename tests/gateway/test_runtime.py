@@ -192,7 +192,7 @@ def test_who_is_fenced_leaves_the_broker_to_the_other_and_goes_on_journaling(
             until(lambda: one.state() == "fenced", "one fenced")
             publisher, other = one.gateway.publisher, two.gateway.publisher
             assert publisher is not None and other is not None
-            until(lambda: "another gateway" in publisher.status().last_error, "one leaves the broker")
+            until(lambda: "another replica" in publisher.status().last_error, "one leaves the broker")
             until(lambda: not publisher.status().connected, "one has left the broker")
             until(lambda: other.status().connected, "two is at the broker")
             connects = publisher.status().connects, other.status().connects

@@ -20,13 +20,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from gateway import sampler
+from gateway import failover, sampler
 from gateway.acks import Acks
 from gateway.decode import read_publish, read_republish
-from gateway.io import backfill, ingest, upkeep
+from gateway.io import backfill, ingest, leading, upkeep
 from gateway.io import push as pushing
 from gateway.io.journal import Journal
 from gateway.io.reader import JournalReader
+from gateway.io.registers import SoloRegister
 from gateway.plan import Item, Plan
 from gateway.sync import Policy
 from gateway.window import Call
@@ -128,16 +129,24 @@ class Process:
         )  # fmt: skip
         self.filler = backfill.Backfiller(self.ingest, path, enabled=True, on_rows=lambda rows: None)
         self.on_let_go: Callable[[], None] = lambda: None
-        self.pusher: pushing.Pusher | None = None
-        self._store = store
-        epoch, self._incarnation = self.journal.epoch()[0] + 1, f"life{life}"
-        self._epoch = epoch
-        self._saved = self.ingest.call(lambda j: j.save_epoch(epoch, self._incarnation))
+        self._incarnation = f"life{life}"
+        self.pusher = pushing.Pusher(
+            [store], partial(JournalReader.open, self.path), self.ingest, layout=LAYOUT, replica="a", key=KEY,
+            policy=POLICY, incarnation=self._incarnation, clock=seconds,
+            on_known=lambda epoch: self.leading.post(failover.Known(epoch)),
+            on_overruled=lambda epoch, reason: self.leading.post(failover.Overruled(epoch, reason)),
+        )  # fmt: skip
+        self.leading = leading.Leading(
+            leading.machine("a", self._incarnation, self.journal.epoch()[0], leading.timing("solo", 0.0), "solo"),
+            SoloRegister(), told=self, clock=seconds, inline=True,
+            save=lambda epoch: self.ingest.call(lambda j: j.save_epoch(epoch, self._incarnation)),
+        )  # fmt: skip
+        self.leading.post(failover.Ready(True))
 
     def kill(self) -> None:
         """End the process: nothing is written any more."""
         self.reader.close()
-        if self.pusher is not None and self.pusher._reader is not None:
+        if self.pusher._reader is not None:
             self.pusher._reader.close()
         self.journal._db.close()
         os.close(self.journal._lock)
@@ -147,13 +156,22 @@ class Process:
     def turn(self) -> bool:
         """Let the ingest thread do one transaction."""
         done = self.ingest.turn()
-        if self.pusher is None and self._saved.done():
-            self._saved.result()
-            self.pusher = pushing.Pusher(
-                [self._store], partial(JournalReader.open, self.path), self.ingest, layout=LAYOUT, replica="a",
-                key=KEY, policy=POLICY, epoch=self._epoch, incarnation=self._incarnation, clock=self.seconds,
-            )  # fmt: skip
         return done
+
+    def push(self) -> float:
+        """Let the thread of the lease and that of the log do what is due; return for how long there is nothing more."""
+        self.leading.turn()
+        pause = self.pusher.turn()
+        return 0.0 if self.leading.turn() <= 0 else pause
+
+    def promoted(self, epoch: int) -> None:
+        self.pusher.lead(epoch)
+
+    def drifting(self) -> None:
+        raise Violation("a lease of one's own has run out")
+
+    def demoted(self, reason: str) -> None:
+        """The pusher has fenced itself."""
 
     def durable(self, durable: ingest.Durable) -> None:
         """Take what a commit lets go."""

@@ -294,10 +294,8 @@ class World:
     def act_push(self) -> None:
         process = self.process
         assert process is not None
-        if process.pusher is None:
-            return
         for _ in range(self.r.choice((1, 3, 10))):
-            pause = process.pusher.turn()
+            pause = process.push()
             if pause:
                 self.advance(min(pause, 0.2 if not self.calm else 2.0))
 
