@@ -91,6 +91,19 @@ class Arbiter(_Table, frozen=True):
         return self.lease_s or {"etcd": 0.5, "s3": 2.0}.get(self.kind, math.inf)
 
 
+class Peer(_Table, frozen=True, kw_only=True):
+    """Another replica of the group.
+
+    Attributes:
+        name: Its `replica.name`.
+        public_key: Of its signing key, in hex, as `edgemirror identity` shows it there; enrolled in the log by whoever
+            leads first.
+    """
+
+    name: Name
+    public_key: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+
 class Device(_Table, frozen=True, kw_only=True):
     """A named subtree of a source's tags.
 
@@ -279,6 +292,7 @@ class Config(_Table, frozen=True, kw_only=True):
         replica: This gateway.
         source: The OPC UA servers.
         arbiter: Who may act.
+        peer: The other replicas of the group.
         journal: The local file.
         sync: The bucket.
         mqtt: The plant's broker.
@@ -289,6 +303,7 @@ class Config(_Table, frozen=True, kw_only=True):
     replica: Replica
     source: Annotated[list[Source], Meta(min_length=1)]
     arbiter: Arbiter = Arbiter()
+    peer: Annotated[list[Peer], Meta(max_length=16)] = []
     journal: JournalConfig = JournalConfig()
     sync: Sync = Sync()
     mqtt: Mqtt = Mqtt()
@@ -404,6 +419,12 @@ def check_user(source: Source, where: str) -> None:
 
 def _check_arbiter(config: Config) -> None:
     arbiter = config.arbiter
+    names = [config.replica.name, *(peer.name for peer in config.peer)]
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ConfigError(f"peer.name {twice[0]!r} is used twice; the names of replicas are unique in a group")
+    if config.peer and arbiter.kind == "solo":
+        raise ConfigError('arbiter.kind is "solo" and there are peers; use "etcd" or "s3", the same on all replicas')
     if arbiter.lease_s and arbiter.lease_s < LEASE_S_MIN:
         raise ConfigError(f"arbiter.lease_s is {arbiter.lease_s}; use at least {LEASE_S_MIN}, or 0 for the default")
     if arbiter.kind == "etcd" and not arbiter.endpoints:

@@ -31,6 +31,7 @@ from enum import Enum
 import msgspec
 
 from gateway.stream import (
+    WRAP,
     Acknowledge,
     Backfill,
     Backfilled,
@@ -50,6 +51,8 @@ from gateway.stream import (
     Stopped,
     Store,
     Subscribed,
+    after,
+    distance,
     time_or_null,
 )  # fmt: skip
 from mirror.coverage import Axis, Closure, Coverage, Gap, Grade, Reason, timeline_name
@@ -60,22 +63,11 @@ __all__ = [
     "Subscribed", "after", "distance",
 ]  # fmt: skip
 
-WRAP = 0xFFFFFFFF  # sequence numbers run 1..WRAP and start at 1 again; 0 never occurs
 HELD_MAX = 256  # messages kept while an older one is asked for again; then it counts as missing
 HOLE_MAX = 4096  # a jump further than this is not asked for number by number
 PROBE_MAX = 4096  # messages asked for after a resume without a list of what is available
 RECENT = 64  # messages whose number and time are remembered: more than can overtake each other
 STILL_TICKS = 10_000  # a publish time may stand still or step back by 1 ms, the coarsest server's resolution
-
-
-def after(sequence: int) -> int:
-    """Return the sequence number that follows."""
-    return 1 if sequence == WRAP else sequence + 1
-
-
-def distance(start: int, end: int) -> int:
-    """Return how many numbers lie from `start` up to `end`; at least WRAP // 2 means: `end` is older."""
-    return (end - start) % WRAP
 
 
 class _Mode(Enum):
@@ -96,6 +88,7 @@ class Sampler:
         position: Where the journal says that the stream stands; None for a stream never seen.
         identity: Turns an overflowed handle into the tag's identity for the gap ledger.
         is_used: Tells whether the journal knows a timeline of the stream by that name.
+        is_past: Tells whether the log knows publish times on such a timeline that are well after these ticks.
     """
 
     stream: str
@@ -103,6 +96,7 @@ class Sampler:
     position: Position | None
     identity: Callable[[int], str]
     is_used: Callable[[str], bool] = lambda timeline: False
+    is_past: Callable[[str, int], bool] = lambda timeline, ticks: False
     axis: Axis | None = None
     subscription: int = 0
     expected: int = 0  # 0: no subscription
@@ -222,17 +216,22 @@ class Sampler:
                 reason = Reason.SERVER_RESTART
             effects += self._gap(here.timeline, here.covered, end, reason)
             effects += self._hold(here.timeline, here.covered, here.cursor)
-        timeline = timeline or self._named(ticks)
+        timeline = timeline or self._named(ticks, begins=True)
         self.position = Position(timeline, start, start, start, 0, self.subscription, self.axis)
         return effects
 
-    def _named(self, ticks: int) -> str:
-        """Return a name that no timeline of the stream has had.
+    def _named(self, ticks: int, *, begins: bool = False) -> str:
+        """Return a name that no timeline of the stream has had; the first of a run is the same on all replicas.
 
         A clock without a battery starts at the same time again and again; intervals under a name that was
-        used before would be taken for pushed.
+        used before, here or by another replica for an earlier run, would be taken for pushed.
         """
-        used = "" if self.position is None else self.position.timeline
+        used, name = (
+            "" if self.position is None else self.position.timeline,
+            timeline_name(self._started, self._started),
+        )
+        if begins and self._started and name != used and not self.is_used(name) and not self.is_past(name, ticks):
+            return name
         while (name := timeline_name(self._started, ticks)) == used or self.is_used(name):
             ticks += 1
         return name

@@ -155,3 +155,8 @@ class Subscription:
     def queue_size_min(self) -> int:
         """The smallest queue that any accepted item got; 0 without items."""
         return min((item.queue_size for item in self.items.values()), default=0)
+
+    @property
+    def sampling_ms_max(self) -> float:
+        """The longest sampling interval that any accepted item got; 0 without items."""
+        return max((item.sampling_ms for item in self.items.values()), default=0.0)

@@ -12,6 +12,17 @@ from dataclasses import dataclass
 from mirror.coverage import Axis, Closure, Coverage, Gap, Reason
 
 CALENDAR_END = 2_650_467_744_000_000_000  # the year 10000: DateTimes from there on mean `never` (Part 6, 5.2.2.5)
+WRAP = 0xFFFFFFFF  # sequence numbers run 1..WRAP and start at 1 again; 0 never occurs
+
+
+def after(sequence: int) -> int:
+    """Return the sequence number that follows."""
+    return 1 if sequence == WRAP else sequence + 1
+
+
+def distance(start: int, end: int) -> int:
+    """Return how many numbers lie from `start` up to `end`; at least WRAP // 2 means: `end` is older."""
+    return (end - start) % WRAP
 
 
 def time_or_null(ticks: int) -> int:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from mirror.coverage import Closure, Coverage, Gap, Grade, IntervalSet, Promise, Reason
+from mirror.coverage import Closure, Coverage, Gap, Grade, IntervalSet, Reason, Settled
 from mirror.errors import MirrorError
 from mirror.header import Closing
 
@@ -238,14 +238,15 @@ class Part(NamedTuple):
     rows: bool
 
 
-def unpushed(coverage: Iterable[Coverage], promise: Promise, gaps: Iterable[Gap] = ()) -> list[Part]:
+def unpushed(coverage: Iterable[Coverage], settled: Settled, gaps: Iterable[Gap] = ()) -> list[Part]:
     """Return what the journal claims and the log does not, oldest first.
 
-    Rows that the log already holds under a weaker grade are not sent again: the claim alone is.
+    Rows that the log already holds under a weaker grade are not sent again: the claim alone is. What another replica
+    has claimed as complete is left out, but for a guard at the ends.
 
     Args:
         coverage: The journal's.
-        promise: Of the verified log.
+        settled: By the verified log.
         gaps: Where one of them says that a chunk cannot be decoded any more, what is left counts as held.
     """
     damaged: dict[tuple[str, str], IntervalSet] = {}
@@ -255,8 +256,9 @@ def unpushed(coverage: Iterable[Coverage], promise: Promise, gaps: Iterable[Gap]
             damaged[key] = damaged.get(key, IntervalSet()).add(gap.start, gap.end)
     parts: list[Part] = []
     for claim in coverage:
+        promise = settled.promise
         pushed = promise[claim.key]
-        whole = IntervalSet([(claim.start, claim.end)])
+        whole = IntervalSet([(claim.start, claim.end)]) - settled.elsewhere(claim.key)
         bad = damaged.get((claim.stream, claim.timeline), IntervalSet()) & whole
         parts += [Part(_cut(claim, start, end, Grade.HELD), True) for start, end in bad - pushed]
         missing = whole - bad - promise.claimed(claim.key, claim.grade)

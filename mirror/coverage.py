@@ -19,7 +19,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 import msgspec
 
@@ -109,6 +109,10 @@ class IntervalSet:
             grown.intervals = (*self.intervals[:-1], Interval(last.start, max(last.end, end)))
         return grown
 
+    def inner(self, margin: int) -> IntervalSet:
+        """Return the times that are further than `margin` from the ends of their interval."""
+        return IntervalSet((start + margin, end - margin) for start, end in self.intervals)
+
     def covers(self, start: int, end: int) -> bool:
         """Tell whether all of `(start, end]` is in the set; True for an empty interval."""
         if end <= start:
@@ -122,6 +126,9 @@ class IntervalSet:
             return IntervalSet()
         end = self.intervals[-1].end if up_to is None else max(up_to, self.intervals[-1].end)
         return IntervalSet([(self.intervals[0].start, end)]) - self
+
+
+GUARD_MS_MIN, GUARD_MS_MAX = 100.0, 3_600_000.0
 
 
 class _Word(StrEnum):
@@ -214,6 +221,7 @@ class Stream(msgspec.Struct, frozen=True, omit_defaults=True):
         revised_queue_size: The smallest of the monitored items.
         overflow_detectable: False where the server never says that a queue ran over: coverage then
             promises every notification, not every sample.
+        revised_sampling_ms: The longest of the monitored items.
     """
 
     id: str
@@ -222,11 +230,24 @@ class Stream(msgspec.Struct, frozen=True, omit_defaults=True):
     revised_publishing_ms: float = 0.0
     revised_queue_size: int = 0
     overflow_detectable: bool = True
+    revised_sampling_ms: float = 0.0
 
     def __post_init__(self) -> None:
         # A server may answer with any Double, and JSON knows no NaN: a header with one could not be read again.
-        if not math.isfinite(self.revised_publishing_ms):
-            msgspec.structs.force_setattr(self, "revised_publishing_ms", 0.0)
+        for name in ("revised_publishing_ms", "revised_sampling_ms"):
+            if not math.isfinite(getattr(self, name)):
+                msgspec.structs.force_setattr(self, name, 0.0)
+
+    @property
+    def guard_ticks(self) -> int:
+        """How far from the ends of another replica's coverage ours may be trusted to be the same.
+
+        Two subscriptions of one server are out of phase: what one sampled and published by a time, the other may
+        have published later, by a publishing and a sampling interval at the most. An answer that is no time is
+        bounded by what a subscription can usefully have.
+        """
+        ms = max(0.0, self.revised_publishing_ms) + max(0.0, self.revised_sampling_ms)
+        return int(min(max(ms, GUARD_MS_MIN), GUARD_MS_MAX) * 10_000)
 
 
 class Coverage(msgspec.Struct, frozen=True, order=True):
@@ -335,6 +356,15 @@ class Promise:
             pushed = pushed | self._by_grade.get((Key(*key), grade), _EMPTY)
         return pushed
 
+    def elsewhere(self, key: tuple[str, str, str]) -> IntervalSet:
+        """Return the publish times that other replicas than the origin's have claimed as complete."""
+        found, replica = _EMPTY, key[2].partition("/")[0]
+        for (of, grade), intervals in self._by_grade.items():
+            is_other = of[:2] == tuple(key[:2]) and of.origin.partition("/")[0] != replica
+            if is_other and grade is not Grade.HELD:
+                found = found | intervals
+        return found
+
     def claimed(self, key: tuple[str, str, str], grade: Grade) -> IntervalSet:
         """Return the publish times that were claimed under one grade."""
         return self._by_grade.get((Key(*key), grade), _EMPTY)
@@ -378,6 +408,36 @@ class Promise:
             for (key, grade), intervals in self._by_grade.items()
             for interval in intervals
         )
+
+
+class Pushed(Protocol):
+    """Says which publish times need not be pushed any more."""
+
+    def __getitem__(self, key: tuple[str, str, str]) -> IntervalSet:
+        """Return those of a stream, timeline and origin."""
+        ...
+
+
+class Settled:
+    """What need not be pushed any more: what was pushed, and what others hold, but for a guard at the ends.
+
+    Args:
+        promise: Of the verified log.
+        streams: Their guards; a stream that is not among them has the longest.
+    """
+
+    def __init__(self, promise: Promise, streams: Iterable[Stream]) -> None:
+        self.promise = promise
+        self._guards = {stream.id: stream.guard_ticks for stream in streams}
+
+    def __getitem__(self, key: tuple[str, str, str]) -> IntervalSet:
+        """Return the publish times of a stream, timeline and origin."""
+        return self.promise[key] | self.elsewhere(key)
+
+    def elsewhere(self, key: tuple[str, str, str]) -> IntervalSet:
+        """Return those that others hold."""
+        found = self.promise.elsewhere(key)
+        return found.inner(self._guards.get(key[0], int(GUARD_MS_MAX * 10_000))) if found.intervals else found
 
 
 def timeline_name(start_ticks: int, break_ticks: int) -> str:

@@ -53,7 +53,7 @@ MIGRATIONS: tuple[Migration, ...] = (
             """CREATE TABLE stream (
                 id TEXT PRIMARY KEY, source TEXT NOT NULL, axis TEXT NOT NULL,
                 revised_publishing_ms REAL NOT NULL, revised_queue_size INTEGER NOT NULL,
-                overflow_detectable INTEGER NOT NULL)""",
+                overflow_detectable INTEGER NOT NULL, revised_sampling_ms REAL NOT NULL)""",
             # A chunk's stream, timeline and origin, spelled once: a hundred bytes less a chunk.
             """CREATE TABLE lane (
                 id INTEGER PRIMARY KEY, stream TEXT NOT NULL, timeline TEXT NOT NULL, origin TEXT NOT NULL,

@@ -75,7 +75,7 @@ def status(options: argparse.Namespace) -> int:
 
 def _status(reader: Any) -> dict[str, Any]:
     gaps, coverage, tip = reader.gaps(), reader.coverage(), reader.chain_tip()
-    backlog = reader.backlog(reader.promise())
+    backlog = reader.backlog(reader.settled())
     lost = sum(g.closed_by == "lost" for g in gaps)
     unclosed = [g for g in gaps if g.closed_by is None]
     streams = []

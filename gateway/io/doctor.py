@@ -80,7 +80,7 @@ def _journal(config: Config) -> list[Found]:
         return [Found("journal", "ok", f"{path} is made at the first start")]
     reader = JournalReader.open(path)
     try:
-        gaps, backlog = reader.gaps(open_only=True), reader.backlog(reader.promise())
+        gaps, backlog = reader.gaps(open_only=True), reader.backlog(reader.settled())
     finally:
         reader.close()
     text = f"{backlog.rows:,} samples not in the bucket yet, {len(gaps)} open gaps"

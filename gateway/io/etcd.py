@@ -1,7 +1,7 @@
 """The lease's record in etcd, over its JSON gateway.
 
 One key changes by transactions that compare its `mod_revision`; etcd's own leases, whose shortest life is seconds,
-are not used. A member that cannot be reached is passed over; a lost answer is nobody's but the lease machine's to settle.
+are not used. A member that cannot be reached is passed over; a lost answer is for the lease machine to settle.
 
 What this module does not do: run etcd, or decide anything (`gateway.failover`).
 """

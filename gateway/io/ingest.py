@@ -191,7 +191,14 @@ class Ingest:
         """
         if stream in self._samplers:
             return
-        machine = Sampler(stream, self.replica, position, identity, partial(self.journal.has_timeline, stream))
+        machine = Sampler(
+            stream,
+            self.replica,
+            position,
+            identity,
+            partial(self.journal.has_timeline, stream),
+            partial(self.journal.has_later, stream),
+        )
         self._monitored[stream] = handle_mask(handles)
         with self._lock:
             self._samplers[stream] = machine

@@ -37,7 +37,7 @@ from gateway.io.reader import Backlog, ChainRow, ChunkRow, JournalReader, read_e
 from gateway.io.trimming import Trimming
 from mirror import chunk
 from mirror.batch import SOURCE_NULL, Batch
-from mirror.coverage import Closure, Coverage, Gap, Promise, Stream
+from mirror.coverage import Closure, Coverage, Gap, Pushed, Stream
 from mirror.errors import Corrupt, Unavailable
 from mirror.io.sqlite import (
     STRUCTURES,
@@ -61,6 +61,7 @@ __all__ = ["Backlog", "ChainRow", "ChunkRow", "Journal", "JournalReader"]
 
 STATE_ROWS_MIN = 256  # state rows written along with a transaction when a flush is under way
 STATE_ROWS_MAX = 4_000  # and at most so many, or a commit would take too long
+LATER_TICKS = 100_000_000  # of one server's clock, as another replica may have heard it
 WAL_PAGES = 1_000  # a WAL of so many pages (4 MiB) is due for a checkpoint
 WAL_BYTES_KEPT = 32 << 20  # a reader that did not end makes its file larger; it is cut to this once that has ended
 CLOCK_AHEAD_MAX_S = 86_400  # receive times further in the future than this come from a clock that was wrong
@@ -274,6 +275,14 @@ class Journal:
         ).get
         return bool(found)
 
+    def has_later(self, stream: str, timeline: str, ticks: int) -> bool:
+        """Tell whether the followed log has something on a timeline that was published well after these ticks."""
+        found: int = self._db.execute(
+            'SELECT EXISTS (SELECT 1 FROM promise WHERE stream = ? AND timeline = ? AND "end" > ?)',
+            (stream, timeline, min(ticks + LATER_TICKS, (1 << 63) - 1)),
+        ).get
+        return bool(found)
+
     def extend(self, coverage: Coverage) -> None:
         """Add an interval to the coverage; it joins what it touches of the same key and grade."""
         assert self._open
@@ -301,12 +310,13 @@ class Journal:
         """Record a stream, or what the server revised of it."""
         assert self._open
         self._run(
-            "INSERT INTO stream (id, source, axis, revised_publishing_ms, revised_queue_size, overflow_detectable)"
-            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET axis = excluded.axis,"
+            "INSERT INTO stream (id, source, axis, revised_publishing_ms, revised_queue_size, overflow_detectable,"
+            " revised_sampling_ms) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET axis = excluded.axis,"
             " revised_publishing_ms = excluded.revised_publishing_ms,"
-            " revised_queue_size = excluded.revised_queue_size, overflow_detectable = excluded.overflow_detectable",
+            " revised_queue_size = excluded.revised_queue_size, overflow_detectable = excluded.overflow_detectable,"
+            " revised_sampling_ms = excluded.revised_sampling_ms",
             (stream.id, stream.source, str(stream.axis), stream.revised_publishing_ms, stream.revised_queue_size,
-             int(stream.overflow_detectable)),
+             int(stream.overflow_detectable), stream.revised_sampling_ms),
         )  # fmt: skip
 
     def add_tags(self, tags: Sequence[Tag]) -> list[int]:
@@ -405,12 +415,12 @@ class Journal:
             self._new_mark = self._sweep_mark
         return len(self._sweep) - end
 
-    def trim(self, promise: Promise, *, keep_s: float, limit: int = 1000) -> int:
+    def trim(self, promise: Pushed, *, keep_s: float, limit: int = 1000) -> int:
         """Delete chunks that are promised AND old; see `gateway.io.trimming.Trimming.by_age`."""
         assert self._open
         return self._trimming.by_age(promise, self._mark, keep_s=keep_s, limit=limit)
 
-    def trim_to(self, size_bytes: int, promise: Promise, *, limit: int = 1000) -> int:
+    def trim_to(self, size_bytes: int, promise: Pushed, *, limit: int = 1000) -> int:
         """Delete chunks that are promised until the rest fits; see `gateway.io.trimming.Trimming.by_size`."""
         assert self._open
         return self._trimming.by_size(promise, self._mark, size_bytes=size_bytes, limit=limit)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -33,7 +33,7 @@ from gateway.io.reader import ChainRow, JournalReader
 from gateway.io.sealing import Builder, Payload, Surroundings, Writer
 from gateway.sync import Status
 from mirror import chain, segment
-from mirror.coverage import Coverage
+from mirror.coverage import Coverage, Settled
 from mirror.errors import ConfigError, Conflict, Corrupt, Fenced, MirrorError, Unavailable
 from mirror.floor import FLOOR_BYTES_MAX
 from mirror.header import chain_hash, public_hex
@@ -73,6 +73,7 @@ class Pusher:
         on_status: Told after every change, in this thread.
         together: Runs the probe's racers; None leaves the probe out.
         surroundings: Asked for each segment.
+        members: See `Builder`.
         clock: Seconds that only go forward.
         wall: Seconds since 1970; it decides nothing but whether a passed probe is old.
         make_chain: For tests that take a rule out.
@@ -96,6 +97,7 @@ class Pusher:
         together: Together | None = None,
         listens: Callable[[], bool] | None = None,
         surroundings: Callable[[], Surroundings] = Surroundings,
+        members: Mapping[str, str] = {},
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         make_chain: chain.ChainFactory = chain.Chain,
@@ -111,6 +113,7 @@ class Pusher:
         self._follow_at = 0.0
         self._has_read = False
         self._on_status, self._together, self._surroundings = on_status, together, surroundings
+        self._members = members
         self._builder: Builder | None = None
         self._clock, self._wall, self._make_chain = clock, wall, make_chain
         self._sync = sync.Sync(policy, clock())
@@ -254,7 +257,7 @@ class Pusher:
         """Probe the store unless it is known, and take up the log where the journal knows it to be."""
         if self._reader is None:
             self._reader = self._open_reader()
-            self._builder = Builder(self._reader, self._writer, self._sync.policy, self._surroundings)
+            self._builder = Builder(self._reader, self._writer, self._sync.policy, self._surroundings, self._members)
         if self._together is not None and not self._probe(self._together):
             return
         saved = self._reader.fact(self._log_fact)
@@ -447,7 +450,7 @@ class Pusher:
         assert self._reader is not None
         assert self._chain is not None
         try:
-            found = self._reader.backlog(self._chain.prefix.promise)
+            found = self._reader.backlog(Settled(self._chain.prefix.promise, self._reader.streams()))
         except Unavailable as error:
             self._complain(error)
             return self._sync.backlog

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gateway.io.ledger import GAPS, gap_of
-from mirror.coverage import Axis, Coverage, Gap, Grade, Interval, Promise, Stream
+from mirror.coverage import Axis, Coverage, Gap, Grade, Interval, Promise, Pushed, Settled, Stream
 from mirror.io.sqlite import (
     Database,
     bound_time,
@@ -103,10 +103,13 @@ class JournalReader:
         """Return all streams, oldest first."""
         with self._read():
             rows = self._db.execute(
-                "SELECT id, source, axis, revised_publishing_ms, revised_queue_size, overflow_detectable"
-                " FROM stream ORDER BY rowid"
+                "SELECT id, source, axis, revised_publishing_ms, revised_queue_size, overflow_detectable,"
+                " revised_sampling_ms FROM stream ORDER BY rowid"
             )
-            return [Stream(id, source, Axis(axis), ms, size, bool(told)) for id, source, axis, ms, size, told in rows]
+            return [
+                Stream(id, source, Axis(axis), ms, size, bool(told), sampling)
+                for id, source, axis, ms, size, told, sampling in rows
+            ]
 
     def keys(self) -> list[tuple[str, str, str]]:
         """Return every stream, timeline and origin of which there ever was a chunk, oldest first."""
@@ -267,14 +270,18 @@ class JournalReader:
             value: bytes | None = self._db.execute("SELECT value FROM fact WHERE name = ?", (name,)).get
             return value
 
-    def backlog(self, promise: Promise) -> Backlog:
-        """Return what is journaled and not yet promised, counted from an index alone."""
+    def settled(self) -> Settled:
+        """Return what need not be pushed any more, as far as the verified segments tell."""
+        return Settled(self.promise(), self.streams())
+
+    def backlog(self, settled: Pushed) -> Backlog:
+        """Return what is journaled and still has to be pushed, counted from an index alone."""
         chunks = rows = size = 0
         oldest: float | None = None
         with self._read(), snapshot(self._db):
             lanes: Any = self._db.execute("SELECT id, stream, timeline, origin FROM lane").fetchall()
             for lane, *key in lanes:
-                for hole in _holes(promise, (key[0], key[1], key[2])):
+                for hole in _holes(settled, (key[0], key[1], key[2])):
                     span = (lane, hole.start, hole.end)
                     of_hole = "FROM chunk INDEXED BY chunk_published WHERE lane = ? AND pub_to > ? AND pub_to <= ?"
                     found = self._db.execute(f"SELECT count(*), sum(n), sum(size) {of_hole}", span).get
@@ -332,7 +339,7 @@ def read_epoch(db: Database) -> tuple[int, str]:
     return (0, "") if row is None else (row[0], row[1])
 
 
-def _holes(promise: Promise, key: tuple[str, str, str]) -> list[Interval]:
-    """Return the publish times outside the promise, from the beginning of time to its end."""
-    bounds = [-(1 << 63), *(t for interval in promise[key] for t in interval), (1 << 63) - 1]
+def _holes(settled: Pushed, key: tuple[str, str, str]) -> list[Interval]:
+    """Return the publish times outside of what is settled, from the beginning of time to its end."""
+    bounds = [-(1 << 63), *(t for interval in settled[key] for t in interval), (1 << 63) - 1]
     return [Interval(start, end) for start, end in zip(bounds[::2], bounds[1::2], strict=True)]

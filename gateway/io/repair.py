@@ -280,7 +280,18 @@ class _Salvage:
         """Copy what stands for itself: state, streams, epoch, sessions, facts, the ledger."""
         self._write("state", STATE_COLUMNS, self._by_key("state", ("tag", *STATE_COLUMNS[1:])).rows)
         for table, columns in (
-            ("stream", ("id", "source", "axis", "revised_publishing_ms", "revised_queue_size", "overflow_detectable")),
+            (
+                "stream",
+                (
+                    "id",
+                    "source",
+                    "axis",
+                    "revised_publishing_ms",
+                    "revised_queue_size",
+                    "overflow_detectable",
+                    "revised_sampling_ms",
+                ),
+            ),
             ("session", ("source", "nonce", "body")),
             ("gap", GAP),
         ):

@@ -24,7 +24,7 @@ def measure(path: Path, config: Config) -> Room:
         reader = JournalReader.open(path)
         try:
             per_s = reader.growth_per_s(time.time() - RATE_S)
-            unpushed = reader.backlog(reader.promise()).size_bytes
+            unpushed = reader.backlog(reader.settled()).size_bytes
         finally:
             reader.close()
     return Room(

@@ -50,7 +50,7 @@ from gateway.io.traffic import Counted, Traffic
 from gateway.io.upkeep import Upkeep
 from gateway.sync import Policy, Status
 from mirror.batch import Batch
-from mirror.coverage import Promise
+from mirror.coverage import Pushed
 from mirror.errors import ConfigError, MirrorError, Unavailable
 from mirror.layout import Layout
 from mirror.lease import Register
@@ -279,11 +279,11 @@ class Gateway:
         finally:
             reader.close()
 
-    def _promise(self) -> Promise:
+    def _promise(self) -> Pushed:
         """Return what the bucket has."""
         reader = JournalReader.open(self.path)
         try:
-            return reader.promise()
+            return reader.settled()
         finally:
             reader.close()
 
@@ -324,7 +324,7 @@ class Gateway:
             replica=config.replica.name, key=key, policy=policy, incarnation=self.incarnation,
             arbiter=lambda: self.acting.register.arbiter, on_known=self.acting.known,
             on_overruled=self.acting.overruled, on_status=self._pushing, together=together,
-            listens=partial(listens, store.address),
+            listens=partial(listens, store.address), members={p.name: p.public_key for p in config.peer},
             surroundings=lambda: Surroundings(self._namespaces(), clock()),
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ What this module does not do: number, sign or send (`mirror.chain`, `gateway.io.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +28,7 @@ from gateway.io.ledger import Ledger
 from gateway.io.reader import ChunkRow, JournalReader
 from mirror import chunk, segment
 from mirror.batch import Batch, canonical_order, concat, digest, ordered_digest, take
-from mirror.coverage import Coverage, Gap, Reason
+from mirror.coverage import Coverage, Gap, Reason, Settled
 from mirror.errors import Corrupt
 from mirror.facts import Definitions, encode_facts
 from mirror.header import Clock, Header
@@ -139,13 +139,19 @@ class Builder:
         writer: Where a damaged chunk is declared.
         policy: How much is a full segment.
         surroundings: Asked for each segment.
+        members: Public keys of the group's replicas, in hex, by name; a fence enrols them.
     """
 
     def __init__(
-        self, reader: JournalReader, writer: Writer, policy: sync.Policy, surroundings: Callable[[], Surroundings]
+        self,
+        reader: JournalReader,
+        writer: Writer,
+        policy: sync.Policy,
+        surroundings: Callable[[], Surroundings],
+        members: Mapping[str, str] = {},
     ) -> None:
         self._reader, self._writer = reader, writer
-        self._policy, self._surroundings = policy, surroundings
+        self._policy, self._surroundings, self._members = policy, surroundings, dict(members)
         self._ledger = Ledger(reader)
         self._facts: _Facts | None = None
         self._damaged: dict[str, tuple[Gap, Future[Any]]] = {}
@@ -154,7 +160,7 @@ class Builder:
         """Return the draft of an empty segment."""
         around = self._around()
         nothing = digest(Batch.zeros(0), [], np.zeros(0, np.uint32)).hex()
-        return Header(body_digest=nothing, sources=around.sources, clock=around.clock)
+        return Header(body_digest=nothing, sources=around.sources, clock=around.clock, keys=self._members)
 
     def build(self, prefix: Prefix, now: float) -> tuple[Header, Payload] | None:
         """Return the draft of the next segment and its body, or None if the log lacks nothing.
@@ -200,7 +206,8 @@ class Builder:
         claims: list[Coverage] = []
         places: list[int] = []
         damaged = (gap for gap, _ in self._damaged.values())
-        for part in sync.unpushed(self._reader.coverage(), prefix.promise, [*unreadable, *damaged]):
+        settled = Settled(prefix.promise, self._reader.streams())
+        for part in sync.unpushed(self._reader.coverage(), settled, [*unreadable, *damaged]):
             if len(claims) >= CLAIMS_MAX:
                 break
             done = self._fill(room, part.claim) if part.rows else part.claim.end

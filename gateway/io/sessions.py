@@ -28,6 +28,7 @@ class Held(msgspec.Struct, frozen=True):
 
     Attributes:
         queue_size: The smallest that any of its items got.
+        sampling_ms: The longest that any of its items got.
         refused: By handle, the StatusCode of the tags that the server would not monitor in it.
     """
 
@@ -36,6 +37,7 @@ class Held(msgspec.Struct, frozen=True):
     keep_alive_count: int
     queue_size: int = 0
     refused: dict[int, int] = {}
+    sampling_ms: float = 0.0
 
 
 class Saved(msgspec.Struct, frozen=True):

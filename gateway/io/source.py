@@ -387,7 +387,9 @@ class SourceRunner:
         if not made.items:
             await connection.delete_subscription(made.id)
             raise ConfigError(f"source {self.config.name!r}: the server monitors none of the {len(items)} tags")
-        held = Held(made.id, made.publishing_ms, made.keep_alive_count, made.queue_size_min, made.refused)
+        held = Held(
+            made.id, made.publishing_ms, made.keep_alive_count, made.queue_size_min, made.refused, made.sampling_ms_max
+        )
         await self._call(partial(_save_stream, p.id, held, facts))
         await self.canaries.put(connection, made.id)
         self._pumps.made(made.id)
@@ -492,4 +494,6 @@ class SourceRunner:
 def _save_stream(stream: str, held: Held, facts: ServerFacts, journal: Journal) -> None:
     """Record what the server made of a stream's subscription; runs in the ingest thread."""
     detectable = held.queue_size > 1 and facts.flags_overflow
-    journal.save_stream(Stream(stream, facts.uri, Axis.PUBLISH, held.publishing_ms, held.queue_size, detectable))
+    journal.save_stream(
+        Stream(stream, facts.uri, Axis.PUBLISH, held.publishing_ms, held.queue_size, detectable, held.sampling_ms)
+    )

@@ -214,7 +214,7 @@ def _look(path: Path, config: Config, before: _Looked) -> _Looked:
     reader = JournalReader.open(path)
     try:
         tally = reader.gap_tally(before.gaps_counted)
-        backlog = reader.backlog(reader.promise())
+        backlog = reader.backlog(reader.settled())
     finally:
         reader.close()
     proved = verified.last(path.parent, verified.log_name(config))

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from mirror.coverage import IntervalSet, Promise
+from mirror.coverage import IntervalSet, Pushed
 
 ROW_BYTES = 150  # of a chunk besides its body, in its table and indexes, on average
 
@@ -44,7 +44,7 @@ class Trimming:
         self.after = 0
         self._run, self._run_many, self._clock = run, run_many, clock
 
-    def by_age(self, promise: Promise, mark: int, *, keep_s: float, limit: int) -> int:
+    def by_age(self, promise: Pushed, mark: int, *, keep_s: float, limit: int) -> int:
         """Delete chunks that are promised AND were received more than `keep_s` ago; return how many.
 
         Looks at `limit` chunks at most and goes on from there the next time. A chunk after `mark` is kept: the
@@ -72,7 +72,7 @@ class Trimming:
         self.after = after
         return len(trimmed)
 
-    def by_size(self, promise: Promise, mark: int, *, size_bytes: int, limit: int) -> int:
+    def by_size(self, promise: Pushed, mark: int, *, size_bytes: int, limit: int) -> int:
         """Delete promised chunks, the oldest first, until the pages in use fit; return how many.
 
         Deletes `limit` chunks at most; none means that it fits or that nothing more may go. It looks at promised

@@ -23,7 +23,7 @@ from gateway.io.journal import Journal
 from gateway.io.log import log
 from gateway.io.reader import size_bytes
 from gateway.room import DAY_S, FULL_SHARE, GIB, GOAL_SHARE, KEPT, WITHOUT_BUCKET, room_bytes
-from mirror.coverage import Promise
+from mirror.coverage import Pushed
 
 
 class Upkeep:
@@ -36,7 +36,7 @@ class Upkeep:
         promise: Reads what the verified log has; runs in a thread.
     """
 
-    def __init__(self, config: Config, path: Path, ingest: Ingest, promise: Callable[[], Promise]) -> None:
+    def __init__(self, config: Config, path: Path, ingest: Ingest, promise: Callable[[], Pushed]) -> None:
         self._path, self._ingest, self._promise = path, ingest, promise
         self._keep_s = config.journal.keep_days * DAY_S
         self._max_bytes = config.journal.max_gib * GIB
@@ -92,12 +92,12 @@ class Upkeep:
         return await asyncio.wrap_future(self._ingest.call(work))
 
 
-def by_age(promise: Promise, keep_s: float, journal: Journal) -> tuple[int, bool]:
+def by_age(promise: Pushed, keep_s: float, journal: Journal) -> tuple[int, bool]:
     """Delete some of what is old; tell how many chunks, and whether there is more to look at."""
     return journal.trim(promise, keep_s=keep_s), journal.is_trimming
 
 
-def by_size(promise: Promise, size_bytes: int, journal: Journal) -> int:
+def by_size(promise: Pushed, size_bytes: int, journal: Journal) -> int:
     """Delete some of what is too much; tell how many chunks."""
     return journal.trim_to(size_bytes, promise)
 

@@ -69,7 +69,9 @@ def whole(folder: Path) -> dict[str, Any]:
         "group": {"name": "g"},
         "replica": {"name": "a", "data_dir": str(folder / "data")},
         "source": [source],
-        "arbiter": {}, "journal": {}, "mqtt": {"url": "mqtt://h:1883"}, "http": {"listen": "127.0.0.1:0"},
+        "arbiter": {"kind": "etcd", "endpoints": ["http://192.0.2.9:2379"]},
+        "peer": [{"name": "b", "public_key": "0" * 64}], "journal": {},
+        "mqtt": {"url": "mqtt://h:1883"}, "http": {"listen": "127.0.0.1:0"},
         "sync": {"bucket": "s3://b/p", "endpoint": "https://192.0.2.8:9000", "interval_s": {},
                  "access_key_file": str(folder / "secret"), "secret_key_file": str(folder / "secret")},
     }  # fmt: skip

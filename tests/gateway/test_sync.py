@@ -26,7 +26,7 @@ from gateway.sync import (
     unpushed,
     untold,
 )
-from mirror.coverage import Closure, Coverage, Gap, Grade, IntervalSet, Promise, Reason
+from mirror.coverage import Closure, Coverage, Gap, Grade, IntervalSet, Promise, Reason, Settled, Stream
 from mirror.header import Closing
 
 POLICY = Policy(rows_max=1000, bytes_max=10_000)
@@ -197,14 +197,14 @@ def test_after_pushing_what_is_missing_nothing_is_missing(a: list, b: list, c: l
     journal = claims(a, Grade.COVERED) + claims(b, Grade.HELD)
     promise = Promise(claims(c, Grade.COVERED) + claims(d, Grade.HELD))
     before = times(promise.claims())
-    parts = unpushed(journal, promise)
+    parts = unpushed(journal, Settled(promise, []))
     rows = times([p.claim for p in parts if p.rows])
     assert rows == times(journal) - before, "rows go where the log has none, and only there"
     assert [p.claim.start for p in parts] == sorted(p.claim.start for p in parts)
     for part in parts:
         promise.add(part.claim)
     assert times(claims(a, Grade.COVERED)) <= {t for t in range(40) if t in promise.complete("s", "1-1")}
-    again = unpushed(journal, promise)
+    again = unpushed(journal, Settled(promise, []))
     assert not [p for p in again if p.rows]
     assert not [p for p in again if p.claim.grade is Grade.COVERED]
 
@@ -212,7 +212,7 @@ def test_after_pushing_what_is_missing_nothing_is_missing(a: list, b: list, c: l
 def test_rows_held_before_are_not_sent_again_when_they_turn_out_complete():
     promise = Promise(claims([(0, 10)], Grade.HELD))
     complete = claims([(0, 12)], Grade.COVERED)
-    assert unpushed(complete, promise) == [
+    assert unpushed(complete, Settled(promise, [])) == [
         Part(Coverage("s", "1-1", 0, 10, "a"), False),
         Part(Coverage("s", "1-1", 10, 12, "a"), True),
     ]
@@ -221,7 +221,26 @@ def test_rows_held_before_are_not_sent_again_when_they_turn_out_complete():
 def test_other_origins_are_other_rows():
     promise = Promise(claims([(0, 10)], Grade.COVERED))
     other = Coverage("s", "1-1", 0, 10, "a/history", Grade.HISTORY)
-    assert unpushed([other], promise) == [Part(other, True)]
+    assert unpushed([other], Settled(promise, [])) == [Part(other, True)]
+
+
+def test_what_another_replica_has_claimed_is_left_out_but_for_a_guard_at_its_ends():
+    second = 10_000_000
+    stream = Stream("s", "urn:x", revised_publishing_ms=100.0, revised_sampling_ms=50.0)
+    promise = Promise([Coverage("s", "1-1", 0, 60 * second, "b")])
+    ours = [Coverage("s", "1-1", -second, 90 * second, "a")]
+    guard = stream.guard_ticks
+    assert guard == 1_500_000
+    assert unpushed(ours, Settled(promise, [stream])) == [
+        Part(Coverage("s", "1-1", -second, guard, "a"), True),
+        Part(Coverage("s", "1-1", 60 * second - guard, 90 * second, "a"), True),
+    ]
+    held = Promise([Coverage("s", "1-1", 0, 60 * second, "b", Grade.HELD)])
+    assert [p.claim for p in unpushed(ours, Settled(held, [stream]))] == ours, "held is not complete"
+    later = Promise([Coverage("s", "1-2", 0, 60 * second, "b"), Coverage("t", "1-1", 0, 60 * second, "b")])
+    assert [p.claim for p in unpushed(ours, Settled(later, [stream]))] == ours, (
+        "another timeline or stream is another axis"
+    )
 
 
 def test_a_gap_is_told_when_found_when_ended_and_when_closed_and_then_no_more():

@@ -374,7 +374,7 @@ class Rig:
 
     def backlog(self) -> int:
         """Return the number of journaled rows that the bucket lacks."""
-        return self.reader.backlog(self.reader.promise()).rows
+        return self.reader.backlog(self.reader.settled()).rows
 
     def drained(self, timeout_s: float = WAIT_S) -> None:
         """Wait until the bucket has all that the journal has."""

@@ -190,7 +190,7 @@ class Process:
 
     def trim(self, keep_s: float) -> None:
         """Delete what is old, or, where nothing may be kept, what is too much."""
-        promise = self.reader.promise()
+        promise = self.reader.settled()
         self.ingest.call(partial(upkeep.by_age, promise, keep_s) if keep_s else partial(upkeep.by_size, promise, 0))
 
     # The source

@@ -27,6 +27,7 @@ from gateway.io import outcome
 from gateway.io import push as pushing
 from gateway.sync import unpushed, untold
 from mirror import chunk
+from mirror.coverage import Settled
 from mirror.errors import Conflict, Unavailable
 from mirror.state import State
 from tests.gateway.boxes import FaultyStore, Kill
@@ -397,7 +398,7 @@ class World:
             return False
         at = process.pusher._chain.prefix
         gaps = process.reader.gaps()
-        left = unpushed(process.reader.coverage(), at.promise, gaps)
+        left = unpushed(process.reader.coverage(), Settled(at.promise, []), gaps)
         self.rest = {
             "wire": len(process.wire), "work": process.work, "gaps": process.gaps, "resuming": process.resuming,
             "open": [g for g in gaps if g.closed_by is None], "unpushed": left[:3],

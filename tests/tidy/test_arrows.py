@@ -38,6 +38,7 @@ THIRD_PARTY: dict[str, Sequence[str]] = {
     "sqlite_utils": ("mirror/io/sqlite.py", "gateway/io/journal.py"),
     "asyncua": ("gateway/io/opcua.py", "demo/"),
     "paho": ("gateway/io/mqtt.py", "demo/"),
+    "httpx": ("gateway/io/etcd.py",),
     "starlette": ("gateway/io/http.py",),
     "uvicorn": ("gateway/io/http.py",),
     "rich": (*CLI, "demo/"),

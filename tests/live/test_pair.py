@@ -1,0 +1,105 @@
+"""Two gateways mirror one server: one acts, and when it dies the other one does, without a lost sample."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from demo.servers import Weed
+from tests.live.etcd import Etcd
+from tests.live.pairs import Pair, pair
+from tests.live.servers import Mosquitto, NodeServer
+from tests.live.subscriber import Subscriber
+
+NODES, RATE_HZ = 10, 10.0
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
+    with Weed(tmp_path_factory.mktemp("store")) as weed:
+        yield weed
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
+    with Mosquitto(tmp_path_factory.mktemp("broker")) as mosquitto:
+        yield mosquitto
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
+    with Etcd(tmp_path_factory.mktemp("etcd")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=["etcd", "s3"])
+def arbiter(request: pytest.FixtureRequest) -> str:
+    if request.param == "s3":
+        return 'kind = "s3"'
+    return f'kind = "etcd"\nendpoints = {json.dumps(request.getfixturevalue("etcd").endpoints)}'
+
+
+def nothing_lost(made: Pair, server: NodeServer, first: dict[int, int]) -> dict[str, object]:
+    """Check that every value from `first` on is in the bucket; return figures."""
+    found, epochs = made.bucket()
+    values: dict[int, set[int]] = {}
+    for (node, value, *_), _copies in found.items():
+        if isinstance(node, int) and isinstance(value, int):
+            values.setdefault(node, set()).add(value)
+    lost = {
+        (node, value) for node in range(server.nodes) for value in range(first[node], server.last(node) + 1)
+        if value not in values.get(node, set())
+    }  # fmt: skip
+    assert not lost, sorted(lost)[:20]
+    held = [epoch for epoch, _, _ in epochs]
+    assert held == sorted(held)
+    copies = sum(found.values()) / max(1, len(found))
+    return {"rows": len(found), "copies": round(copies, 3), "epochs": epochs}
+
+
+@pytest.mark.parametrize("how", ["kill", "freeze", "stop"])
+def test_when_the_primary_goes_the_other_one_acts_and_nothing_is_lost(
+    tmp_path: Path, store: Weed, broker: Mosquitto, arbiter: str, how: str
+) -> None:
+    with (
+        NodeServer(tmp_path / "server", nodes=NODES) as server,
+        Subscriber(broker.port, "uns/v1/acme/live/#") as heard,
+        pair(tmp_path / "pair", server, store=store, broker=broker, arbiter=arbiter) as made,
+    ):
+        primary = made.primary()
+        other = next(r for r in made.replicas if r is not primary)
+        for replica in made.replicas:
+            replica.live()
+        first = {node: value + 1 for node, value in other.look().newest.items()}
+        server.run(RATE_HZ)
+        other.grown(10)
+        mark = len(heard.heard)
+        began = time.monotonic()
+        assert primary.process is not None
+        match how:
+            case "kill":
+                primary.process.kill()
+            case "freeze":
+                primary.process.freeze()
+            case "stop":
+                primary.process.stop()
+        other.until(lambda: other.role() == "PRIMARY", "the other one acts", 15)
+        acts_s = time.monotonic() - began
+        other.until(lambda: any(h.topic.endswith("/role") for h in heard.heard[mark:]), "it speaks", 15)
+        other.until(lambda: bool(other.events("push.pushed")), "it pushes", 15)
+        pushed_s = time.monotonic() - began
+        other.grown(10)
+        if how == "freeze":
+            primary.process.thaw()
+            primary.until(lambda: primary.role() == "STANDBY", "the first one stands by", 15)
+            assert other.role() == "PRIMARY"
+            primary.grown(5)
+        server.pause()
+        other.settle()
+        made.drained()
+        figures = nothing_lost(made, server, first)
+        print(json.dumps({"how": how, "acts_s": round(acts_s, 3), "pushed_s": round(pushed_s, 3), **figures}))
