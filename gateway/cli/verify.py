@@ -15,9 +15,10 @@ from gateway.cli.run import load
 from gateway.config import Config
 from gateway.io import verified
 from gateway.io.keys import SIGNING_KEY, signing_key
+from gateway.io.opening import log_layout, open_store
 from gateway.io.push import log_fact
 from gateway.io.reader import JournalReader
-from gateway.io.runtime import JOURNAL, log_layout, open_store
+from gateway.io.runtime import JOURNAL
 from mirror.errors import ConfigError
 from mirror.header import public_hex
 from mirror.prefix import Prefix

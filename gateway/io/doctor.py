@@ -19,9 +19,10 @@ from gateway.checkup import RENEW, own_certificates, validity
 from gateway.config import Config
 from gateway.doctor import Found
 from gateway.io.clock import clock
+from gateway.io.opening import log_layout, open_store
 from gateway.io.reader import JournalReader, wal_bytes
 from gateway.io.room import measure
-from gateway.io.runtime import JOURNAL, log_layout, open_store
+from gateway.io.runtime import JOURNAL
 from gateway.io.trust import dates
 from mirror.errors import MirrorError
 from mirror.io.s3 import together

@@ -34,8 +34,9 @@ from gateway.io.discover import capabilities, discover
 from gateway.io.identity import load_pair
 from gateway.io.mqtt import Broker, Link, Phase, Status, tls_hint
 from gateway.io.opcua import Connection
+from gateway.io.opening import log_layout, open_store, read_secret
 from gateway.io.reader import JournalReader
-from gateway.io.runtime import JOURNAL, log_layout, open_store, read_secret
+from gateway.io.runtime import JOURNAL
 from gateway.io.trust import application_uri
 from gateway.offer import SECURITIES
 from mirror.errors import ConfigError, MirrorError, Unavailable

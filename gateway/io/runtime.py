@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import time
 from collections.abc import Callable, Collection
@@ -19,15 +20,13 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlsplit
 
-import msgspec
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from gateway import sampler
-from gateway.config import Config, Sync
+from gateway.config import Config
 from gateway.failover import Role
 from gateway.formats.names import Names, Options, Place
 from gateway.io.acting import Acting
@@ -39,10 +38,11 @@ from gateway.io.keys import signing_key
 from gateway.io.knock import listens
 from gateway.io.log import log
 from gateway.io.mqtt import Broker
+from gateway.io.opening import log_layout, open_register, open_store, read_secret, secret_files
 from gateway.io.publisher import Publisher
 from gateway.io.reader import JournalReader
-from gateway.io.registers import SoloRegister, StoreRegister
 from gateway.io.source import SourceRunner
+from gateway.io.supervise import Announcer
 from gateway.io.survey import Survey
 from gateway.io.topics import FACT as TOPICS
 from gateway.io.topics import Topics
@@ -51,13 +51,11 @@ from gateway.io.upkeep import Upkeep
 from gateway.sync import Policy, Status
 from mirror.batch import Batch
 from mirror.coverage import Pushed
-from mirror.errors import ConfigError, MirrorError, Unavailable
-from mirror.layout import Layout
-from mirror.lease import Register
+from mirror.errors import MirrorError, Unavailable
+from mirror.lease import Record
 
 if TYPE_CHECKING:  # pyarrow and boto3 take a quarter of a second: the devices do not wait for them
     from gateway.io.push import Pusher
-    from mirror.io.s3 import S3Settings, S3Store
 
 JOURNAL = "mirror.db"
 LEAVES = frozenset({"online", "role", "health", "sync"})  # what is told of the gateway itself
@@ -66,7 +64,6 @@ CANCEL_AGAIN_S = 0.5
 FIT_LOOK_S = 0.1
 UNFIT_S = 5.0  # for so long a disk may refuse before another replica should act
 PATIENCE_S = 15.0  # then a replica competes although not everything of it is well: a poor leader is better than none
-REGISTER_SHARE = 0.25  # of a lease: longest wait for an answer
 SOURCES_LOOK_S = 0.01
 SOURCES_FIRST_S = 1.0  # for so long the log in the bucket waits for the devices
 
@@ -83,7 +80,7 @@ class Gateway:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        for setting, path in _secrets(config):  # before anything is written
+        for setting, path in secret_files(config):  # before anything is written
             read_secret(path, setting)
         self.started = time.monotonic()
         self.path = Path(config.replica.data_dir) / JOURNAL
@@ -110,6 +107,7 @@ class Gateway:
         self.acting = Acting(
             config, open_register(config), self.incarnation, self.journal.epoch()[0],
             lambda epoch: self.ingest.call(lambda journal: journal.save_epoch(epoch, self.incarnation)),
+            Announcer.of(os.environ) or _nobody,
         )  # fmt: skip
         self.publisher = self._publisher() if config.mqtt.url else None
         self.traffic = Traffic()
@@ -340,7 +338,9 @@ class Gateway:
     @property
     def stands_by(self) -> bool:
         """Whether another replica may act, and this one is ready to take over."""
-        return self.acting.role is Role.STANDBY and self.acting.trouble is None and self.config.arbiter.kind != "solo"
+        acting = self.acting
+        is_fit = acting.leading.machine.ready and acting.trouble is None
+        return acting.role is Role.STANDBY and is_fit and self.config.arbiter.kind != "solo"
 
     @property
     def epoch(self) -> int:
@@ -369,80 +369,13 @@ async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
         await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
 
 
-def log_layout(config: Config) -> Layout:
-    """Return where the group's objects are in the bucket."""
-    return Layout(urlsplit(config.sync.bucket).path.strip("/"), config.group.name)
-
-
-def open_store(config: Sync) -> S3Store:
-    """Return the bucket for the log."""
-    from mirror.io.s3 import S3Store  # noqa: PLC0415 - see above
-
-    return S3Store.open(bucket_settings(config))
-
-
-def bucket_settings(config: Sync) -> S3Settings:
-    """Return where the bucket is and how to reach it."""
-    from mirror.io.s3 import S3Settings  # noqa: PLC0415 - see above
-
-    return S3Settings.parse(
-        config.bucket, endpoint=config.endpoint, region=config.region, ca_file=config.ca_file,
-        keys=Keys(config) if config.access_key_file else None, proxy=_proxy(config),
-    )  # fmt: skip
-
-
-def open_register(config: Config) -> Register:
-    """Return where the lease's record stands.
-
-    Raises:
-        ConfigError: A file that a setting names cannot be used.
-    """
-    arbiter, limit_s = config.arbiter, config.arbiter.seconds * REGISTER_SHARE
-    match arbiter.kind:
-        case "etcd":
-            from gateway.io.etcd import EtcdRegister, tls_context  # noqa: PLC0415
-
-            tls = tls_context(arbiter)
-            return EtcdRegister(arbiter.endpoints, config.group.name, limit_s=limit_s, tls=tls)
-        case "s3":
-            from mirror.io.s3 import S3Store  # noqa: PLC0415 - see above
-
-            quick = S3Store.quick(msgspec.structs.replace(bucket_settings(config.sync), quick_timeout_s=limit_s))
-            return StoreRegister(quick, log_layout(config).lease, quick.settings.bucket)
-    return SoloRegister()
-
-
-class Keys:
-    """The bucket's two keys as their files hold them now; while one of them is being replaced, as they did last."""
-
-    def __init__(self, config: Sync) -> None:
-        self._files = config.access_key_file, config.secret_key_file
-        self._last = self._read()
-
-    def __call__(self) -> tuple[str, str]:
-        with contextlib.suppress(ConfigError):
-            access, secret = self._read()
-            if access and secret:
-                self._last = access, secret
-        return self._last
-
-    def _read(self) -> tuple[str, str]:
-        access, secret = self._files
-        return read_secret(access, "sync.access_key_file"), read_secret(secret, "sync.secret_key_file")
-
-
-def _proxy(config: Sync) -> str:
-    """Return the proxy's URL with user and password, as the client of the store wants it."""
-    if not config.proxy_user:
-        return config.proxy
-    url = urlsplit(config.proxy)
-    secret = quote(read_secret(config.proxy_password_file, "sync.proxy_password_file"), safe="")
-    return f"http://{quote(config.proxy_user, safe='')}:{secret}@{url.netloc}"
-
-
 def _current(handles: NDArray[np.uint32], journal: Journal) -> Batch:
     known = journal.state.handles
     return journal.state.batch(known[np.isin(known, handles)])
+
+
+def _nobody(record: Record) -> None:
+    """No parent issues certificates."""
 
 
 class _Told:
@@ -458,23 +391,3 @@ class _Told:
         if failure is None or failure != self._failure:
             log(name, **facts)
         self._failure = failure
-
-
-def _secrets(config: Config) -> list[tuple[str, str]]:
-    """Return the settings that name secrets, with the files."""
-    sync = config.sync
-    names = ("access_key_file", "secret_key_file", "proxy_password_file")
-    of_bucket = [(f"sync.{name}", getattr(sync, name)) for name in names] if sync.bucket else []
-    of_http = [("http.token_file", config.http.token_file)] if config.http.listen else []
-    return [*((f"source.password_file of {s.name}", s.password_file) for s in config.source), *of_bucket, *of_http]
-
-
-def read_secret(path: str, setting: str = "") -> str:
-    """Return what a secret's file holds, without the newline at its end; empty for no file."""
-    if not path:
-        return ""
-    try:
-        return Path(path).read_text().rstrip("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        what = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise ConfigError(f"{setting or 'a secret'}: {path!r}: {what}; a secret's file must be readable") from error

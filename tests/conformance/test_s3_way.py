@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.config import Sync
-from gateway.io.runtime import open_store
+from gateway.io.opening import open_store
 from mirror.errors import ConfigError, MirrorError, Unavailable
 from tests.conformance.connect_proxy import connect_proxy
 from tests.conformance.loopback import BUCKET, Loopback, accepting, serve

@@ -18,7 +18,8 @@ from gateway import checkup
 from gateway.config import Config, parse, settings
 from gateway.io import preflight
 from gateway.io.mqtt import Broker
-from gateway.io.runtime import Gateway, log_layout, open_store
+from gateway.io.opening import log_layout, open_store
+from gateway.io.runtime import Gateway
 from mirror.errors import MirrorError
 
 NONSENSE: dict[str, Any] = {

@@ -23,7 +23,7 @@ from demo.servers import free_ports
 from gateway.__main__ import main
 from gateway.cli import verify
 from gateway.config import Config, Sync, parse
-from gateway.io import publisher, push, runtime
+from gateway.io import opening, publisher, push, runtime
 from gateway.io.journal import Journal
 from gateway.io.keys import SIGNING_KEY
 from gateway.io.models import Model, roots
@@ -474,7 +474,7 @@ def test_the_keys_of_a_bucket_are_those_that_their_files_hold_now_and_never_half
     access, secret = tmp_path / "access", tmp_path / "secret"
     access.write_text("A1\n")
     secret.write_text("S1\n")
-    keys = runtime.Keys(Sync(bucket="s3://b", access_key_file=str(access), secret_key_file=str(secret)))
+    keys = opening.Keys(Sync(bucket="s3://b", access_key_file=str(access), secret_key_file=str(secret)))
     assert keys() == ("A1", "S1")
     access.write_text("")  # opened for writing
     assert keys() == ("A1", "S1")

@@ -196,6 +196,8 @@ class Rig:
 
     Attributes:
         before: What stands in front of the gateway's command, if anything.
+        verb: With which the gateway is started.
+        pid: Of the gateway that started last.
     """
 
     def __init__(
@@ -208,6 +210,8 @@ class Rig:
         self.config = folder / "gateway.toml"
         self.process: Process | None = None
         self.before: list[str] = []
+        self.verb = "run"
+        self.pid = 0
         self.http = ""
         self.seen = Seen()
         self._reader: JournalReader | None = None
@@ -243,7 +247,7 @@ class Rig:
 
     def start(self) -> None:
         """Start the gateway and wait until it says that it runs."""
-        command: list[str | Path] = [*self.before, sys.executable, "-m", "gateway", "run", "--config", self.config]
+        command: list[str | Path] = [*self.before, sys.executable, "-m", "gateway", self.verb, "--config", self.config]
         self.process = Process(command, self.folder, "gateway", {"PYTHONPATH": str(ROOT)}, pipes=True)
         told: queue.Queue[bytes] = queue.Queue()
         stdout = self.process.stdout
@@ -254,7 +258,8 @@ class Rig:
             line = b""
         if not line:
             raise NotReady(f"the gateway did not start:\n{self.process.log()}")
-        self.http = json.loads(line)["http"]
+        facts = json.loads(line)
+        self.http, self.pid = facts["http"], int(facts["pid"])
 
     def kill(self) -> None:
         """End it with SIGKILL."""

@@ -35,12 +35,13 @@ class Pair:
         folder: For all of them.
         server, store, broker: That they share.
         arbiter: The table of that name.
+        verb: With which they are started.
         names: Of the replicas.
         settings: As for `Rig`.
     """
 
     def __init__(
-        self, folder: Path, server: Counters, *, store: Weed, broker: Mosquitto | None, arbiter: str,
+        self, folder: Path, server: Counters, *, store: Weed, broker: Mosquitto | None, arbiter: str, verb: str = "run",
         names: Sequence[str] = ("a", "b"), **settings: object,
     ) -> None:  # fmt: skip
         self.server, self.store = server, store
@@ -52,7 +53,7 @@ class Pair:
             keys[name] = public_hex(signing_key(data))
         for name in names:
             rig = Replica(folder / name, server, store=store, broker=broker, **settings)
-            rig.name = name
+            rig.name, rig.verb = name, verb
             text = rig.config.read_text().replace('name = "a"', f'name = "{name}"')
             text = text.replace(f'name = "{rig.group}"', f'name = "{self.group(folder)}"')
             rig.group = self.group(folder)
@@ -104,6 +105,8 @@ def pair(folder: Path, server: Counters, **how: object) -> Iterator[Pair]:
     try:
         for replica in made.replicas:
             replica.start()
+        for replica in made.replicas:
+            replica.until(lambda replica=replica: bool(replica.ready()["ready"]), "every replica fit to act")  # type: ignore[misc]
         yield made
     finally:
         for replica in made.replicas:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,3 +105,31 @@ def test_when_the_primary_goes_the_other_one_acts_and_nothing_is_lost(
         made.drained()
         figures = nothing_lost(made, server, first)
         print(json.dumps({"how": how, "acts_s": round(acts_s, 3), "pushed_s": round(pushed_s, 3), **figures}))
+
+
+def test_a_process_that_dies_under_supervision_is_followed_at_once_and_comes_back(
+    tmp_path: Path, store: Weed, broker: Mosquitto, arbiter: str
+) -> None:
+    with (
+        NodeServer(tmp_path / "server", nodes=NODES) as server,
+        pair(tmp_path / "pair", server, store=store, broker=broker, arbiter=arbiter, verb="supervise") as made,
+    ):
+        primary = made.primary()
+        other = next(r for r in made.replicas if r is not primary)
+        for replica in made.replicas:
+            replica.live()
+        first = {node: value + 1 for node, value in other.look().newest.items()}
+        server.run(RATE_HZ)
+        other.grown(10)
+        began = time.monotonic()
+        os.kill(primary.pid, signal.SIGKILL)
+        other.until(lambda: bool(other.events("lease.promoted")), "the other one acts", 15)
+        acts_s = time.monotonic() - began
+        assert [e["epoch"] for e in primary.events("supervisor.certified")] == [1]
+        primary.until(lambda: len(primary.events("gateway.started")) == 2, "the first one is back", 15)
+        other.grown(10)
+        server.pause()
+        other.settle()
+        other.drained()
+        figures = nothing_lost(made, server, first)
+        print(json.dumps({"how": "certificate", "acts_s": round(acts_s, 3), **figures}))
