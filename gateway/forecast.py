@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from gateway.capabilities import Capabilities
@@ -27,6 +27,7 @@ WIRE_BYTES = 40  # of one change in a notification: a number with status, both t
 CPU_US = 2.6  # of one processor for one change with push and MQTT on, mixed signals
 MESSAGE_BYTES_MAX = 64 << 20  # as gateway.io.opcua refuses longer ones
 CPU_SHARE_MAX = 0.5
+FOLLOW_S = 2.0  # as gateway.io.push follows the log
 TAGS_ASSUMED = 1_000  # of a source of which nothing is known
 
 
@@ -55,6 +56,8 @@ class BucketForecast:
         gb_per_month: What is added; nothing is deleted.
         requests_cost: A month.
         storage_cost_first, storage_cost_year: The first month, and the twelfth, when all is kept.
+        lease_puts, lease_gets: Requests a month for the lease and for following the log, with arbiter `s3`.
+        lease_cost: A month.
     """
 
     interval_s: float
@@ -65,6 +68,9 @@ class BucketForecast:
     requests_cost: float
     storage_cost_first: float
     storage_cost_year: float
+    lease_puts: int = 0
+    lease_gets: int = 0
+    lease_cost: float = 0.0
 
 
 def bucket(sync: Sync, changes_per_s: float, prices: Prices) -> BucketForecast:
@@ -88,6 +94,17 @@ def bucket(sync: Sync, changes_per_s: float, prices: Prices) -> BucketForecast:
         interval_s, round(segments), round(segments * (REQUESTS_PER_SEGMENT - 1)), rows, gb, requests,
         gb * prices.gb_month / 2, gb * prices.gb_month * 11.5,
     )  # fmt: skip
+
+
+def lease(config: Config, prices: Prices) -> tuple[int, int, float]:
+    """Return the writes, reads and cost a month of a lease in the bucket: renewed, looked at, and the log followed.
+
+    Who acts writes four times in a lease, each standby reads as often; it looks at the log with three reads.
+    """
+    month_s, lease_s, standbys = MONTH_DAYS * DAY_S, config.arbiter.seconds, max(1, len(config.peer))
+    puts = month_s * 4 / lease_s
+    gets = standbys * (puts + 3 * month_s / max(FOLLOW_S, lease_s / 4))
+    return round(puts), round(gets), (puts * prices.put + gets * prices.get) / 1000
 
 
 def journal_bytes_per_day(changes_per_s: float, chunks_per_s: float) -> float:
@@ -250,6 +267,9 @@ def predict(
     costs = None
     if config.sync.bucket:
         costs = bucket(config.sync, rate, prices)
+        if config.arbiter.kind == "s3":
+            puts, gets, cost = lease(config, prices)
+            costs = replace(costs, lease_puts=puts, lease_gets=gets, lease_cost=cost)
         assumptions.append(
             f"prices, an example and nobody's offer: {prices.put:g} for 1,000 writes (--price-put), {prices.get:g} for "
             f"1,000 reads (--price-get), {prices.gb_month:g} for a GB a month (--price-gb); traffic is not counted"
@@ -282,6 +302,9 @@ def lines(prediction: Prediction) -> Sequence[tuple[str, str]]:
             ("bucket storage", f"{size(b.gb_per_month * GB)} more each month: {b.storage_cost_first:,.2f} in the first "
              f"month, {b.storage_cost_year:,.2f} in the twelfth"),
         ]  # fmt: skip
+        if b.lease_puts:
+            rows.append(("lease requests", f"{b.lease_puts:,} writes and {b.lease_gets:,} reads a month: "
+                         f"{b.lease_cost:,.2f} a month; a longer arbiter.lease_s costs less"))  # fmt: skip
     return rows
 
 

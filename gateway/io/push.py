@@ -51,7 +51,7 @@ TOLD_FEW = 500  # gaps; a prefix that was told more of them is large
 SAVE_S = 300.0  # and saved so often
 NEVER_S = 3600.0
 LOOK_AGAIN_S = 600.0  # after a refusal: the store may have lied, or somebody has mended it
-FOLLOW_S = 2.0  # between two looks at what another one has appended
+FOLLOW_S = 2.0
 HUNG_S = 900.0  # no turn takes longer: a slow store has its timeouts, and a segment is built in seconds
 
 
@@ -77,6 +77,7 @@ class Pusher:
         clock: Seconds that only go forward.
         wall: Seconds since 1970; it decides nothing but whether a passed probe is old.
         make_chain: For tests that take a rule out.
+        follow_s: Between two looks at what another one has appended.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Pusher:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         make_chain: chain.ChainFactory = chain.Chain,
+        follow_s: float = FOLLOW_S,
     ) -> None:
         self.status = Status()
         self._stores, self._store = stores, stores[0]
@@ -111,7 +113,7 @@ class Pusher:
         self._mandate = 0  # the epoch under which it may lead; 0: it may not
         self._is_told = False  # of another mandate
         self._follow_at = 0.0
-        self._has_read = False
+        self._has_read, self._follow_s = False, follow_s
         self._on_status, self._together, self._surroundings = on_status, together, surroundings
         self._members = members
         self._builder: Builder | None = None
@@ -241,7 +243,7 @@ class Pusher:
             return 0.0
         if self._chain.phase is chain.Phase.IDLE and not self._chain.placed:
             if now >= self._follow_at:
-                self._follow_at = now + FOLLOW_S
+                self._follow_at = now + self._follow_s
                 self._step(chain.Start())
                 return 0.0
             return max(0.0, min(self._follow_at, self._sync.wake_at) - now)
@@ -355,7 +357,7 @@ class Pusher:
         if self._chain.leads:
             return
         self._on_known(newest)
-        self._follow_at = self._clock() + FOLLOW_S
+        self._follow_at = self._clock() + self._follow_s
         if self._mandate > newest:
             self._chain.arbiter = self._arbiter()
             self._step(chain.Lead(self._mandate, self._incarnation, self._builder.fence()))

@@ -305,7 +305,7 @@ class Gateway:
         return Names([(h, self.journal.tags[h]) for h in handles], options, places, self.journal.structures)
 
     def _pusher(self, key: Ed25519PrivateKey) -> Pusher:
-        from gateway.io.push import Pusher  # noqa: PLC0415
+        from gateway.io.push import FOLLOW_S, Pusher  # noqa: PLC0415
         from gateway.io.sealing import Surroundings  # noqa: PLC0415
         from mirror.io.s3 import together  # noqa: PLC0415
 
@@ -323,6 +323,7 @@ class Gateway:
             arbiter=lambda: self.acting.register.arbiter, on_known=self.acting.known,
             on_overruled=self.acting.overruled, on_status=self._pushing, together=together,
             listens=partial(listens, store.address), members={p.name: p.public_key for p in config.peer},
+            follow_s=max(FOLLOW_S, config.arbiter.lease_s / 4),
             surroundings=lambda: Surroundings(self._namespaces(), clock()),
         )  # fmt: skip
 

@@ -12,6 +12,7 @@ from gateway.capabilities import Capabilities
 from gateway.config import Config, Sync, parse
 from gateway.forecast import CHUNK_BYTES, SEGMENT_BYTES, Prices, assumed_tags, bucket, bytes_of, fits, predict
 from gateway.io import opcua
+from tests.gateway.test_config import MINIMAL
 
 CONFIG = """
 [group]
@@ -135,3 +136,11 @@ def test_a_prediction_states_its_assumptions() -> None:
 def test_assumed_tags_are_spread_over_a_sources_devices() -> None:
     assert assumed_tags(config(), 1_001) == {"fast": 501, "slow": 501}
     assert [forecast.size(n) for n in (5, 5e3, 5e6, 5e9, 5e12)] == ["5 bytes", "5.0 kB", "5.0 MB", "5.0 GB", "5.0 TB"]
+
+
+def test_a_lease_in_the_bucket_costs_what_its_length_says_and_the_economy_setting_less_than_two_dollars() -> None:
+    text = MINIMAL + '[sync]\nbucket = "s3://b/p"\n[arbiter]\nkind = "s3"\nlease_s = {}\n'
+    short, long = (forecast.lease(parse(text.format(s)), forecast.Prices()) for s in (2, 60))
+    assert short[:2] == (5_184_000, 9_072_000)
+    assert short[2] == pytest.approx(29.55, abs=0.01)
+    assert long[2] < 2
