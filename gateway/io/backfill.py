@@ -25,6 +25,7 @@ import numpy as np
 from gateway import sampler
 from gateway.io.ingest import Ingest
 from gateway.io.journal import Journal
+from gateway.io.log import log
 from gateway.io.opcua import Connection
 from gateway.io.reader import JournalReader
 from gateway.plan import Plan
@@ -40,6 +41,8 @@ HEAP_BYTES_MAX = 64 << 20  # of its Strings, arrays and structures: all of one g
 CHUNK_ROWS = 100_000
 TRIES = 3
 RETRY_S = 30.0
+COVERED = "another replica has pushed it"
+PEER_LOOKS, PEER_LOOK_S = 30, 2.0  # how often, and how far apart, it is looked whether another replica has pushed
 SKEW_MS = 1000.0  # between two clocks that agree
 HELD_TICKS = 5 * 10_000_000  # around a gap, rows that history may tell again are looked for
 NEVER = np.int64(2**63 - 1)
@@ -54,9 +57,19 @@ class Backfiller:
         journal_path: For reading what is held beside a gap.
         enabled: Whether history may be asked for at all.
         on_rows: Called in the event loop with new rows, once they are durable.
+        peers: Whether other replicas may hold what this one missed: they are waited for before anything else.
     """
 
-    def __init__(self, ingest: Ingest, journal_path: Path, *, enabled: bool, on_rows: Callable[[Batch], None]) -> None:
+    def __init__(
+        self,
+        ingest: Ingest,
+        journal_path: Path,
+        *,
+        enabled: bool,
+        on_rows: Callable[[Batch], None],
+        peers: bool = False,
+    ) -> None:
+        self._peers = peers
         self._ingest, self._path, self._enabled, self._on_rows = ingest, journal_path, enabled, on_rows
         self._gaps: asyncio.Queue[tuple[str, Gap]] = asyncio.Queue()
         self._taken: set[str] = set()  # ids: each gap is tried once in a session
@@ -82,6 +95,8 @@ class Backfiller:
         while True:
             stream, gap = await self._gaps.get()
             plan = streams.get(stream)
+            if self._peers and gap.tags is None and await self._covered_by_peer(gap):
+                continue
             if plan is None or not self._enabled:
                 self._close(stream, gap, complete=False, why="history is not asked for")
                 continue
@@ -97,6 +112,27 @@ class Backfiller:
                         self._close(stream, gap, complete=False, why=f"no history: {error}")
                     else:
                         await asyncio.sleep(RETRY_S)
+
+    async def _covered_by_peer(self, gap: Gap) -> bool:
+        """Close a gap that another replica has pushed; wait a while for it to do so."""
+        for _ in range(PEER_LOOKS):
+            if await asyncio.to_thread(self._is_elsewhere, gap):
+                done = self._ingest.call(lambda journal: journal.close_gap(gap.id, Closure.REPLICA, COVERED))
+                await asyncio.wrap_future(done)
+                self._ingest.before.pop(gap.id, None)
+                log("gap.covered", stream=gap.stream, gap=gap.id)
+                return True
+            await asyncio.sleep(PEER_LOOK_S)
+        return False
+
+    def _is_elsewhere(self, gap: Gap) -> bool:
+        assert gap.end is not None
+        reader = JournalReader.open(self._path)
+        try:
+            found = reader.settled().elsewhere((gap.stream, gap.timeline, self._ingest.replica))
+        finally:
+            reader.close()
+        return found.covers(gap.start, gap.end)
 
     def _close(self, stream: str, gap: Gap, *, complete: bool, why: str) -> None:
         self._ingest.event(stream, sampler.Backfilled(gap, complete, why))

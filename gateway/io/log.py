@@ -23,6 +23,7 @@ EVENTS = {
     "lease.drifting": "its right has run out and the register does not answer: it keeps the broker's session alone",
     "lease.register_failed": "the register does not serve; told once for each reason",
     "lease.register_back": "it serves again",
+    "gap.covered": "what was missed here, another replica has pushed",
     "supervisor.restarting": "the gateway has died and is started again",
     "supervisor.certified": "a dead gateway's lease was freed at once",
     "supervisor.certificate_failed": "it could not be; the lease runs out by itself",

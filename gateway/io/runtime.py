@@ -99,6 +99,7 @@ class Gateway:
             SourceRunner(
                 source, self.ingest, journal_path=self.path, password=partial(read_secret, source.password_file),
                 on_tags=self._tags_changed, on_state=self._source_state, on_history=self._recovered,
+                peers=bool(config.peer),
             )
             for source in config.source
         ]  # fmt: skip

@@ -92,6 +92,7 @@ class SourceRunner:
         on_state: Called in the event loop when the source is connected or lost.
         on_history: Called in the event loop with rows from the server's history, once they are durable.
         clock: Monotonic seconds.
+        peers: Whether the group has other replicas.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class SourceRunner:
         on_state: Callable[[SourceRunner, bool], None],
         on_history: Callable[[Batch], None],
         clock: Callable[[], float] = time.monotonic,
+        peers: bool = False,
     ) -> None:
         self.config = config
         self.status = Status(config.name, config.endpoint)
@@ -117,7 +119,7 @@ class SourceRunner:
         self._password = password
         self._on_tags = on_tags
         self._on_state = on_state
-        self._backfiller = Backfiller(ingest, journal_path, enabled=config.history, on_rows=on_history)
+        self._backfiller = Backfiller(ingest, journal_path, enabled=config.history, on_rows=on_history, peers=peers)
         self._sessions = Sessions(ingest, config.name, config.endpoint)
         self._clock = clock
         self._pumps = Pumps(

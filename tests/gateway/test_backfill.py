@@ -19,7 +19,7 @@ from gateway.io.reader import JournalReader
 from gateway.plan import Item, Plan
 from gateway.sampler import Subscribed
 from mirror.batch import Batch, Heap, Kind
-from mirror.coverage import Closure, Gap, Grade, Reason, StreamSpec
+from mirror.coverage import Closure, Coverage, Gap, Grade, Reason, Stream, StreamSpec
 from mirror.tags import Tag
 from tests.gateway.publish_bytes import double, item
 from tests.gateway.test_ingest import STREAM, WAIT_S, Rig, T
@@ -206,3 +206,46 @@ def test_what_is_recovered_is_counted_once_however_often_it_is_tried(tmp_path: P
     rig.journal.refuses = False
     assert rig.ingest.turn() and stored.done() and rig.ingest.counters.recovered_rows == 3
     rig.close()
+
+
+def run(rig: Rig, historian: Historian, gap: Gap, **how: Any) -> Gap:
+    """Let a filler of a group with peers deal with a gap to its end."""
+    filler = Backfiller(rig.ingest, rig.path, enabled=True, on_rows=lambda rows: None, peers=True)
+
+    async def work() -> Gap:
+        filler.add(STREAM, gap)
+        running = asyncio.create_task(filler.run(cast(Connection, historian), {STREAM: PLAN}))
+        while (found := rig.gaps()[0]).closed_by is None:
+            await asyncio.sleep(0.01)
+        running.cancel()
+        return found
+
+    return asyncio.run(asyncio.wait_for(work(), 20))
+
+
+def pushed_by(rig: Rig, replica: str, gap: Gap, *, short: int = 0) -> None:
+    assert gap.end is not None
+    around = Coverage(STREAM, gap.timeline, gap.start - 60 * S, gap.end + 60 * S - short, replica)
+    rig.do(lambda journal: journal.save_stream(Stream(STREAM, "urn:plc", revised_publishing_ms=100.0)))
+    rig.do(lambda journal: journal.follow_log("log", [around]))
+
+
+def test_what_another_replica_has_pushed_is_not_asked_of_the_server(rig: Rig) -> None:
+    gap = outage(rig)
+    pushed_by(rig, "b", gap)
+    historian = Historian([T + S * n for n in range(61)])
+    closed = run(rig, historian, gap)
+    assert (closed.closed_by, historian.calls) == (Closure.REPLICA, 0)
+
+
+@pytest.mark.parametrize(("replica", "short"), [("b", 61 * S), ("a", 0)])
+def test_what_no_other_replica_holds_to_its_end_is_asked_of_the_server(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, replica: str, short: int
+) -> None:
+    monkeypatch.setattr(backfill, "PEER_LOOK_S", 0.01)
+    gap = outage(rig)
+    pushed_by(rig, replica, gap, short=short)
+    historian = Historian([T + S * n for n in range(-1, 62)])
+    closed = run(rig, historian, gap)
+    assert closed.closed_by is Closure.HISTORY
+    assert historian.calls
