@@ -4,6 +4,9 @@
 #   make demo [SECONDS=n]   the whole road on this machine, with a simulated plant
 #   make test [ARGS=...]    lint, types and all tests; ARGS goes to pytest
 #   make bench [ARGS=...]   measure; ARGS goes to `python -m tests.bench`
+#   make chaos [MINUTES=n]  two replicas under random faults: nothing may be lost untold
+#   make takeover           how long it takes until the other replica acts, 20 runs each
+#   make sim [SEEDS=n]      random schedules of the whole road in simulated time, and every rule's removal
 #   make soak [MINUTES=n]   faults and changes without end; nothing may be lost untold, nothing may grow
 #   make lint               ruff and mypy alone
 #   make bundle             dist/edgemirror-*.tar.gz: installs, upgrades and rolls back on a box without internet
@@ -13,7 +16,7 @@
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench soak lint tools bundle try-bundle clean
+.PHONY: help demo test bench soak chaos takeover sim lint tools bundle try-bundle clean
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -32,6 +35,17 @@ bench: tools
 	$(PY) -m tests.bench $(ARGS)
 
 MINUTES ?= 5
+chaos: tools
+	$(PY) -m tests.tools etcd
+	$(PY) -m tests.chaos.pairs --minutes $(MINUTES)
+
+takeover: tools
+	$(PY) -m tests.tools etcd
+	$(PY) -m tests.chaos.takeover
+
+sim: tools
+	$(PY) -m tests.sim --seeds $(SEEDS)
+
 soak: tools
 	$(PY) -m tests.live.soak --minutes $(MINUTES)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,15 +34,17 @@ class Pair:
     Args:
         folder: For all of them.
         server, store, broker: That they share.
-        arbiter: The table of that name.
+        arbiter: The table of that name, or that of each.
         verb: With which they are started.
         names: Of the replicas.
+        own: Further settings of each, such as ports of its own ways.
         settings: As for `Rig`.
     """
 
     def __init__(
-        self, folder: Path, server: Counters, *, store: Weed, broker: Mosquitto | None, arbiter: str, verb: str = "run",
-        names: Sequence[str] = ("a", "b"), **settings: object,
+        self, folder: Path, server: Counters, *, store: Weed, broker: Mosquitto | None,
+        arbiter: str | Mapping[str, str], verb: str = "run", names: Sequence[str] = ("a", "b"), own: Mapping[str, Mapping[str, object]] = {},
+        **settings: object,
     ) -> None:  # fmt: skip
         self.server, self.store = server, store
         self.replicas: list[Replica] = []
@@ -52,12 +54,12 @@ class Pair:
             data.mkdir(parents=True, mode=0o700)
             keys[name] = public_hex(signing_key(data))
         for name in names:
-            rig = Replica(folder / name, server, store=store, broker=broker, **settings)
+            rig = Replica(folder / name, server, store=store, broker=broker, **{**settings, **own.get(name, {})})  # type: ignore[arg-type]
             rig.name, rig.verb = name, verb
             text = rig.config.read_text().replace('name = "a"', f'name = "{name}"')
             text = text.replace(f'name = "{rig.group}"', f'name = "{self.group(folder)}"')
             rig.group = self.group(folder)
-            text += f"\n[arbiter]\n{arbiter}\n"
+            text += f"\n[arbiter]\n{arbiter if isinstance(arbiter, str) else arbiter[name]}\n"
             for other in names:
                 if other != name:
                     text += f'\n[[peer]]\nname = "{other}"\npublic_key = "{keys[other]}"\n'

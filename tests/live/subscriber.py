@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -21,6 +22,7 @@ class Heard(NamedTuple):
     payload: bytes
     qos: int
     retain: bool
+    at: float = 0.0  # when it was heard, Unix seconds
 
     @property
     def value(self) -> Any:
@@ -53,7 +55,7 @@ class Subscriber:
 
     def _on_message(self, client: Any, userdata: Any, message: paho.MQTTMessage) -> None:
         with self._news:
-            self.heard.append(Heard(message.topic, bytes(message.payload), message.qos, message.retain))
+            self.heard.append(Heard(message.topic, bytes(message.payload), message.qos, message.retain, time.time()))
             self._news.notify_all()
 
     def wait(self, condition: Callable[[Heard], bool], count: int = 1, since: int = 0) -> list[Heard]:

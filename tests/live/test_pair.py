@@ -63,7 +63,9 @@ def nothing_lost(made: Pair, server: NodeServer, first: dict[int, int]) -> dict[
     return {"rows": len(found), "copies": round(copies, 3), "epochs": epochs}
 
 
-@pytest.mark.parametrize("how", ["kill", "freeze", "stop"])
+@pytest.mark.parametrize(
+    ("arbiter", "how"), [("etcd", "kill"), ("etcd", "freeze"), ("s3", "freeze")], indirect=["arbiter"]
+)
 def test_when_the_primary_goes_the_other_one_acts_and_nothing_is_lost(
     tmp_path: Path, store: Weed, broker: Mosquitto, arbiter: str, how: str
 ) -> None:
@@ -107,6 +109,7 @@ def test_when_the_primary_goes_the_other_one_acts_and_nothing_is_lost(
         print(json.dumps({"how": how, "acts_s": round(acts_s, 3), "pushed_s": round(pushed_s, 3), **figures}))
 
 
+@pytest.mark.parametrize("arbiter", ["etcd"], indirect=True)
 def test_a_process_that_dies_under_supervision_is_followed_at_once_and_comes_back(
     tmp_path: Path, store: Weed, broker: Mosquitto, arbiter: str
 ) -> None:

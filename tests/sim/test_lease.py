@@ -13,7 +13,7 @@ from gateway.failover import Effect, Failover, Timing
 from mirror.lease import Record
 from tests.sim.lease import Violation, World
 
-SEEDS = 800
+SEEDS = 400
 MUTANT_SEEDS = 1500
 
 

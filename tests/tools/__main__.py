@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.tools import DEBIAN, PACKAGE, RECORD, TOOLS, find
 
-DEFAULT = ("mosquitto", "node-opcua", "systemd-analyze")
+DEFAULT = ("mosquitto", "node-opcua", "systemd-analyze", "etcd")
 #: What they need beside the C library and what every Debian has, should apt be unable to say what is missing.
 NEEDED = {
     "mosquitto": ["libmosquitto1", "libcjson1", "libdlt2", "libwrap0", "libcap2"],

@@ -1,0 +1,1 @@
+"""Groups of replicas under random faults, and how long a takeover takes."""
