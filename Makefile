@@ -35,6 +35,7 @@ bench: tools
 	$(PY) -m tests.bench $(ARGS)
 
 MINUTES ?= 5
+SEEDS ?= 1000
 chaos: tools
 	$(PY) -m tests.tools etcd
 	$(PY) -m tests.chaos.pairs --minutes $(MINUTES)

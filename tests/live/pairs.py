@@ -42,8 +42,16 @@ class Pair:
     """
 
     def __init__(
-        self, folder: Path, server: Counters, *, store: Weed, broker: Mosquitto | None,
-        arbiter: str | Mapping[str, str], verb: str = "run", names: Sequence[str] = ("a", "b"), own: Mapping[str, Mapping[str, object]] = {},
+        self,
+        folder: Path,
+        server: Counters,
+        *,
+        store: Weed,
+        broker: Mosquitto | None,
+        arbiter: str | Mapping[str, str],
+        verb: str = "run",
+        names: Sequence[str] = ("a", "b"),
+        own: Mapping[str, Mapping[str, object]] = {},
         **settings: object,
     ) -> None:  # fmt: skip
         self.server, self.store = server, store
