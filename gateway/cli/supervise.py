@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from gateway.cli.run import load
-from gateway.io.log import log
 from gateway.io.supervise import Supervisor, command
 from mirror.lease import Register
 
@@ -19,7 +18,7 @@ def supervise(options: argparse.Namespace) -> int:
 
         return open_register(config)
 
-    supervisor = Supervisor(command(options.config), register, lambda event, facts: log(event, **facts))
+    supervisor = Supervisor(command(options.config), register)
     if config.arbiter.kind == "etcd":
         supervisor.register()  # a certificate is worth something within milliseconds
     return supervisor.run()

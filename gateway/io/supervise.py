@@ -20,8 +20,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
+from gateway.io.log import log
 from mirror.errors import Conflict, MirrorError
 from mirror.lease import EPOCH_MAX, Record, Register
 
@@ -96,13 +96,10 @@ class Supervisor:
     Args:
         command: Starts it.
         open_register: Opens the lease's register; called when it is needed, and kept.
-        say: Told what happens, as event and facts.
     """
 
-    def __init__(
-        self, command: Sequence[str], open_register: Callable[[], Register], say: Callable[[str, dict[str, Any]], None]
-    ) -> None:
-        self._command, self._open_register, self._say = command, open_register, say
+    def __init__(self, command: Sequence[str], open_register: Callable[[], Register]) -> None:
+        self._command, self._open_register = command, open_register
         self._register: Register | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = False
@@ -119,7 +116,7 @@ class Supervisor:
                 self._certify(dead, time.monotonic())
             if self._stopping or code in FINAL:
                 return code if code >= 0 else 128 - code
-            self._say("supervisor.restarting", {"code": code})
+            log("supervisor.restarting", code=code)
             pause_s = PAUSE_FIRST_S if time.monotonic() - began > STEADY_S else min(2 * pause_s, PAUSE_MAX_S)
             time.sleep(pause_s)
 
@@ -162,11 +159,11 @@ class Supervisor:
         try:
             done = certify(self.register(), dead)
         except Exception as error:  # the top of this task: the lease runs out by itself
-            self._say("supervisor.certificate_failed", {"error": str(error) or repr(error)})
+            log("supervisor.certificate_failed", error=str(error) or repr(error))
             return
         if done:
             took_ms = round((time.monotonic() - reaped) * 1000)
-            self._say("supervisor.certified", {"holder": dead.holder, "epoch": dead.epoch, "took_ms": took_ms})
+            log("supervisor.certified", holder=dead.holder, epoch=dead.epoch, took_ms=took_ms)
 
     def _stop(self, number: int, _frame: object) -> None:
         self._stopping = True

@@ -37,6 +37,13 @@ def test_the_shortest_file_takes_the_documented_defaults() -> None:
     ("text", "complaint"),
     [
         ("[group", "not TOML"),
+        (MINIMAL + '[arbiter]\nkind = "etcd"', "arbiter.endpoints is empty"),
+        (MINIMAL + '[arbiter]\nkind = "etcd"\nendpoints = ["h:1"]', "use https://host:port"),
+        (MINIMAL + '[arbiter]\nkind = "s3"', "needs sync.bucket"),
+        (MINIMAL + "[arbiter]\nlease_s = 0.1", "use at least 0.2"),
+        (MINIMAL + f'[[peer]]\nname = "b"\npublic_key = "{"0" * 64}"', "and there are peers"),
+        (MINIMAL + f'[[peer]]\nname = "a"\npublic_key = "{"0" * 64}"', "used twice"),
+        (MINIMAL + '[[peer]]\nname = "b"\npublic_key = "x"', "public_key"),
         (MINIMAL.replace('security = "none"', ""), "missing required field `security`"),
         (MINIMAL.replace('"none"', '"None"'), "source"),
         (MINIMAL + "publishing_ms = 1", "publishing_ms"),
@@ -105,7 +112,8 @@ def test_an_environment_variable_out_of_bounds_is_an_error() -> None:
 def test_settings_lists_every_field_of_every_table() -> None:
     names = config.settings()
     assert len(names) == len(set(names)) and "source.device.browse" in names and "sync.interval_s.max" in names
-    c = parse(MINIMAL)
+    peers = '[arbiter]\nkind = "etcd"\nendpoints = ["http://h:1"]\n[[peer]]\nname = "b"\n'
+    c = parse(f'{MINIMAL}{peers}public_key = "{"0" * 64}"\n')
     for name in names:
         node: object = c
         for part in name.split("."):

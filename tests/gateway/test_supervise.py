@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -115,19 +114,21 @@ sys.exit({code})
 
 
 @pytest.mark.parametrize("code", [0, 2])
-def test_who_is_killed_is_certified_and_started_again_until_it_ends_in_order(tmp_path: Path, code: int) -> None:
+def test_who_is_killed_is_certified_and_started_again_until_it_ends_in_order(
+    tmp_path: Path, code: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     register = holding(Record(7, "a", "a-1", 5))
-    told: list[tuple[str, dict[str, Any]]] = []
     program = CHILD.format(flag=str(tmp_path / "flag"), code=code)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        supervisor = Supervisor([sys.executable, "-c", program], lambda: register, lambda *what: told.append(what))
+        supervisor = Supervisor([sys.executable, "-c", program], lambda: register)
         assert supervisor.run() == code
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    assert [event for event, _ in told] == ["supervisor.certified", "supervisor.restarting"]
-    assert told[1][1] == {"code": -signal.SIGKILL}
+    told = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    assert [event["event"] for event in told] == ["supervisor.certified", "supervisor.restarting"]
+    assert told[1]["code"] == -signal.SIGKILL
     found, _ = register.read()
     assert found is not None
     assert (found.holder, found.epoch) == ("", 7)
@@ -144,7 +145,7 @@ def test_being_told_to_stop_is_passed_on_and_nothing_is_started_again(tmp_path: 
 
     thread = threading.Thread(target=stop)
     try:
-        supervisor = Supervisor([sys.executable, "-c", program], SoloRegister, lambda event, facts: None)
+        supervisor = Supervisor([sys.executable, "-c", program], SoloRegister)
         thread.start()
         assert supervisor.run() == 128 + signal.SIGTERM
     finally:
