@@ -53,11 +53,19 @@ def status(options: argparse.Namespace) -> int:
         left = room.days_left
         days = None if left is None or math.isinf(left) else round(left, 2)
         facts["room"] = {"days_left": days, "limit": room.limit, "text": f"{room.text}; {room.forecast}"}
+    facts["role"] = None if options.journal else _role(path.parent)
     if options.json:
         print(json.dumps(facts))
         return 0
     for warning in facts["warnings"]:
         print(f"WARNING: {warning}")
+    if (role := facts["role"]) is not None:
+        age = "" if role["lease_age_s"] is None else f", whose record changed {role['lease_age_s']} s ago"
+        print(f"{role['role']} under epoch {role['epoch']}: {role['reason']} ({role['arbiter']}{age})")
+        if role["trouble"]:
+            print(f"WARNING: {role['trouble']}")
+    elif not options.journal:
+        print("no gateway runs here")
     print(f"epoch {facts['epoch']}, {facts['tags']} tags, {facts['chunks']} chunks, {facts['size_bytes']} bytes")
     for stream in facts["streams"]:
         until = clock_text(stream["covered_to"]) if stream["covered_to"] else "never"
@@ -71,6 +79,16 @@ def status(options: argparse.Namespace) -> int:
         print(f"room: {facts['room']['text']}")
     print(f"gaps: {facts['gaps']['open']} open, {facts['gaps']['closed']} closed, {facts['gaps']['lost']} lost")
     return 0
+
+
+def _role(directory: Path) -> dict[str, Any] | None:
+    """Return what the running gateway says of its role; None where none runs, or not for us."""
+    from gateway.io.control import ask
+
+    try:
+        return ask(directory, "role")
+    except MirrorError:
+        return None
 
 
 def _status(reader: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ What this module does not do: decide (`gateway.failover`), or mirror, which ever
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from gateway import failover
 from gateway.config import Config
 from gateway.failover import Role
-from gateway.io.leading import Leading, machine, timing
+from gateway.io.leading import Leading, boottime, machine, timing
 from gateway.io.publisher import Publisher
-from mirror.errors import Fenced, MirrorError
+from mirror.errors import ConfigError, Fenced, MirrorError
 from mirror.lease import Record, Register
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Acting:
         )  # fmt: skip
         self.fenced: MirrorError | None = None  # why it will never act again
         self._is_solo = kind == "solo"
+        self._name = config.replica.name
         self._pusher: Pusher | None = None
         self._publisher: Publisher | None = None
         self._lock = threading.Lock()  # so that whoever is attached meanwhile is told too
@@ -87,6 +89,36 @@ class Acting:
     def fit(self, *, ready: bool, reason: str = "") -> None:
         """Say whether this replica may compete for the lease."""
         self.leading.post(failover.Ready(ready, reason))
+
+    def ask(self, do: str) -> dict[str, Any]:
+        """Do what a command on this box asks for, and tell the role as it is now.
+
+        Raises:
+            ConfigError: Nobody knows such a command, or it cannot be done now.
+        """
+        machine = self.leading.machine
+        match do:
+            case "role":
+                pass
+            case "promote" if self._is_solo or not machine.ready:
+                why = "it is alone" if self._is_solo else machine.reason
+                raise ConfigError(f"this replica cannot be promoted: {why}", hint="edgemirror status")
+            case "demote" if self._is_solo:
+                raise ConfigError("this replica is alone: nobody else could act", hint="stop the gateway instead")
+            case "promote":
+                self.leading.post(failover.Wish())
+            case "demote":
+                self.leading.post(failover.Yield())
+            case _:
+                raise ConfigError(f"this gateway knows no command {do!r}", hint="use the same version on both sides")
+        record, now = machine.record, boottime()
+        return {
+            "replica": self._name, "role": machine.role.value, "epoch": self.epoch, "reason": machine.reason,
+            "arbiter": self.register.arbiter, "fit": machine.ready,
+            "holder": record.holder if record is not None else "",
+            "lease_age_s": round(now - machine.seen_at, 3) if math.isfinite(machine.seen_at) else None,
+            "trouble": str(self.trouble) if self.trouble is not None else "",
+        }  # fmt: skip
 
     # What the log and the broker say
 

@@ -31,6 +31,7 @@ from gateway.failover import Role
 from gateway.formats.names import Names, Options, Place
 from gateway.io.acting import Acting
 from gateway.io.clock import clock
+from gateway.io.control import Control
 from gateway.io.http import HttpServer
 from gateway.io.ingest import Durable, Ingest
 from gateway.io.journal import Journal
@@ -118,6 +119,7 @@ class Gateway:
         self._push_state = ""
         self.stopping = False
         self.survey = Survey(self)
+        self.control = Control(self.path.parent, self.acting.ask)
         self.http = None
         if config.http.listen:
             self.http = HttpServer(config.http, self.survey.figures, token=read_secret(config.http.token_file))
@@ -135,6 +137,7 @@ class Gateway:
         try:
             if self.http is not None:
                 await self.http.start()  # first, so that it can tell why the rest waits
+            await self.control.start()
             if self.publisher is not None:
                 self.publisher.start()
                 self.acting.attach(publisher=self.publisher)
@@ -160,6 +163,7 @@ class Gateway:
             raise
         finally:
             self.stopping = True
+            await self.control.stop()
             await _end(tasks)
             if self.http is not None:
                 await self.http.stop()

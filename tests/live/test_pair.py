@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from demo.servers import Weed
 from tests.live.etcd import Etcd
+from tests.live.gateways import ROOT
 from tests.live.pairs import Pair, pair
 from tests.live.servers import Mosquitto, NodeServer
 from tests.live.subscriber import Subscriber
@@ -136,3 +139,36 @@ def test_a_process_that_dies_under_supervision_is_followed_at_once_and_comes_bac
         other.drained()
         figures = nothing_lost(made, server, first)
         print(json.dumps({"how": "certificate", "acts_s": round(acts_s, 3), **figures}))
+
+
+@pytest.mark.parametrize("arbiter", ["etcd"], indirect=True)
+def test_an_operator_hands_the_acting_over_and_nothing_is_lost(
+    tmp_path: Path, store: Weed, broker: Mosquitto, arbiter: str
+) -> None:
+    with (
+        NodeServer(tmp_path / "server", nodes=NODES) as server,
+        pair(tmp_path / "pair", server, store=store, broker=broker, arbiter=arbiter) as made,
+    ):
+        first_one = made.primary()
+        other = next(r for r in made.replicas if r is not first_one)
+        first = {node: value + 1 for node, value in other.look().newest.items()}
+        server.run(RATE_HZ)
+        other.grown(5)
+        for verb, of, acts in (("promote", other, other), ("demote", other, first_one)):
+            done = subprocess.run(
+                [sys.executable, "-m", "gateway", verb, "--json", "--config", of.config], cwd=ROOT, text=True,
+                capture_output=True, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            assert json.loads(done.stdout)["role"] == ("PRIMARY" if verb == "promote" else "STANDBY")
+            assert made.primary() is acts
+            other.grown(3)
+        told = subprocess.run(
+            [sys.executable, "-m", "gateway", "status", "--config", other.config], cwd=ROOT, text=True,
+            capture_output=True, check=True,
+        ).stdout  # fmt: skip
+        assert told.startswith("STANDBY under epoch 2: ")
+        server.pause()
+        other.settle()
+        made.drained()
+        print(json.dumps(nothing_lost(made, server, first)))
