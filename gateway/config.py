@@ -520,12 +520,15 @@ def _check_plain(table: Any, place: str = "") -> None:
                 _check_plain(inner, f"{where}.")
             elif isinstance(inner, float) and not math.isfinite(inner):
                 raise ConfigError(f"{where} is {inner}; use a number")
+            elif name in _OF_SERVERS:
+                continue
             elif isinstance(inner, str) and len(inner) > TEXT_MAX:
                 raise ConfigError(f"{where} is {len(inner)} characters long; use at most {TEXT_MAX}")
             elif isinstance(inner, str) and any(unicodedata.category(c) == "Cc" or c in _TURNING for c in inner):
                 raise ConfigError(f"{where} is {inner!r}; use text without control characters")
 
 
+_OF_SERVERS = ("browse", "exclude", "tag_topics")  # hold what servers call their nodes, which may be anything
 _TURNING = frozenset(
     "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 )  # change the direction of writing

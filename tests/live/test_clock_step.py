@@ -33,7 +33,7 @@ def test_the_clock_steps_an_hour_both_ways_and_nothing_is_lost_declared_or_distu
             before = len(heard.heard)
             for step_s in STEPS_S:
                 clock.write_text(str(step_s))
-                rig.grown(10)  # by what the server's clock says
+                rig.grown(6)  # by what the server's clock says
                 assert rig.metric('opcua_connected{source="counters"}') == 1
                 assert 0 < rig.metric("uptime_seconds") < HOUR_S
             until(lambda: len(rig.events("push.pushed")) > 3, "segments that are pushed all the while")

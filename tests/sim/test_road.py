@@ -12,7 +12,7 @@ import pytest
 from tests.sim.mutants import MUTANTS, killer
 from tests.sim.world import World
 
-SEEDS = 240
+SEEDS = 160
 PORTION = 40
 
 
