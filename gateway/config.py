@@ -76,6 +76,7 @@ class Arbiter(_Table, frozen=True):
         lease_s: How long a record counts without a change; 0: 0.5 with etcd, 2 with s3.
         ca_file: Certificates to trust for etcd, instead of the system's.
         certificate_file, key_file: Own certificate and key for etcd.
+        replaces: Identity of an arbiter that is gone for good, under which the log was led before.
     """
 
     kind: Literal["solo", "etcd", "s3"] = "solo"
@@ -84,6 +85,7 @@ class Arbiter(_Table, frozen=True):
     ca_file: str = ""
     certificate_file: str = ""
     key_file: str = ""
+    replaces: str = ""
 
     @property
     def seconds(self) -> float:

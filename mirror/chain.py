@@ -273,7 +273,7 @@ class Chain:
     def __init__(self, prefix: Prefix, replica: str, key: Ed25519PrivateKey, arbiter: str) -> None:
         self.prefix = prefix
         self.replica = replica
-        self.arbiter = arbiter
+        self.arbiter, self.replaces = arbiter, ""
         self.phase = Phase.STOPPED
         self.placed = self.leads = False
         self.wake_at: float | None = None
@@ -504,7 +504,7 @@ class Chain:
 
     def _barred(self, fence: Header) -> tuple[str, str] | None:
         """Whoever began or led this log while we were reading may not be one of ours."""
-        return self.prefix.barred(self.replica, public_hex(self._key), self.arbiter, fence.keys)
+        return self.prefix.barred(self.replica, public_hex(self._key), self.arbiter, fence.keys, self.replaces)
 
     def _must_fence(self) -> bool:
         """A leader's first segment is empty: nothing may rest on a log that may still be appended to by another."""

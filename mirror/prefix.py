@@ -18,6 +18,8 @@ from mirror.coverage import Coverage, Promise
 from mirror.errors import Corrupt
 from mirror.header import Finding, Flaw, Header, canonical, examine, rekeyed
 
+SOLO = "solo"  # the arbiter of a replica that is alone
+
 
 class Saved(msgspec.Struct, omit_defaults=True):
     """A `Prefix` on disk, or in `floor.json`, where `seq` is the lowest sequence still kept.
@@ -80,7 +82,9 @@ class Prefix:
             return Finding(at.seq, Flaw.EPOCH, f"{found.holder!r} and {at.holder!r} both wrote in epoch {at.epoch}")
         return found
 
-    def barred(self, replica: str, public: str, arbiter: str, keys: Mapping[str, str]) -> tuple[str, str] | None:
+    def barred(
+        self, replica: str, public: str, arbiter: str, keys: Mapping[str, str], replaces: str = ""
+    ) -> tuple[str, str] | None:
         """Return why a replica may not lead this log, and what to do about it; None if it may.
 
         Args:
@@ -88,6 +92,8 @@ class Prefix:
             public: Its key, in hex.
             arbiter: Who says that it leads.
             keys: Those that its first segment would enrol.
+            replaces: An arbiter whose place that one has taken; `solo` may always be followed by another, since
+                who led so is fenced for good.
         """
         at = self.at
         if at.seq and at.keys.get(replica) != public:
@@ -96,10 +102,11 @@ class Prefix:
                 f"the log belongs to {owners}; the key of {replica!r} is not enrolled in it",
                 "set another group.name or prefix, or enrol this replica's key",
             )
-        if at.arbiter and at.arbiter != arbiter:
+        if at.arbiter not in ("", SOLO, arbiter, replaces):
             return (
                 f"the log was led under arbiter {at.arbiter!r}, and this replica has {arbiter!r}",
-                "give all replicas of the group the same [arbiter]",
+                "give all replicas of the group the same [arbiter]; where the former one is gone for good, say so: "
+                f'arbiter.replaces = "{at.arbiter}"',
             )
         if (name := rekeyed(at.keys, keys)) is not None:
             return f"{name!r} has another key in the log", "give all replicas of the group the same keys"

@@ -74,6 +74,7 @@ class Pusher:
         together: Runs the probe's racers; None leaves the probe out.
         surroundings: Asked for each segment.
         members: See `Builder`.
+        replaces: See `mirror.prefix.Prefix.barred`.
         clock: Seconds that only go forward.
         wall: Seconds since 1970; it decides nothing but whether a passed probe is old.
         make_chain: For tests that take a rule out.
@@ -99,6 +100,7 @@ class Pusher:
         listens: Callable[[], bool] | None = None,
         surroundings: Callable[[], Surroundings] = Surroundings,
         members: Mapping[str, str] = {},
+        replaces: str = "",
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         make_chain: chain.ChainFactory = chain.Chain,
@@ -115,7 +117,8 @@ class Pusher:
         self._follow_at = 0.0
         self._has_read, self._follow_s = False, follow_s
         self._on_status, self._together, self._surroundings = on_status, together, surroundings
-        self._members = members
+        self._members, self._replaces = members, replaces
+        self.barred = ""  # why this replica could not lead the log that it has read
         self._builder: Builder | None = None
         self._clock, self._wall, self._make_chain = clock, wall, make_chain
         self._sync = sync.Sync(policy, clock())
@@ -356,10 +359,14 @@ class Pusher:
         self._has_read = True
         if self._chain.leads:
             return
+        bar = self._chain.prefix.barred(
+            self._replica, public_hex(self._key), self._arbiter(), self._members, self._replaces
+        )
+        self.barred = "" if bar is None else bar[0]
         self._on_known(newest)
         self._follow_at = self._clock() + self._follow_s
         if self._mandate > newest:
-            self._chain.arbiter = self._arbiter()
+            self._chain.arbiter, self._chain.replaces = self._arbiter(), self._replaces
             self._step(chain.Lead(self._mandate, self._incarnation, self._builder.fence()))
         elif self.status.state != "following" or self.status.error is not None:
             self._tell(state="following", error=None)

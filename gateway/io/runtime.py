@@ -192,7 +192,11 @@ class Gateway:
         stalled = self.ingest.stalled_since
         if stalled is not None and time.monotonic() - stalled > UNFIT_S:
             return False, "its disk refuses"
-        if self.config.arbiter.kind == "solo" or self.acting.role is Role.LEADER or age_s > PATIENCE_S:
+        if self.config.arbiter.kind == "solo":
+            return True, ""
+        if self.pusher is not None and self.pusher.barred:
+            return False, self.pusher.barred
+        if self.acting.role is Role.LEADER or age_s > PATIENCE_S:
             return True, ""
         if not all(source.status.connected for source in self.sources):
             return False, "its sources are not live yet"
@@ -328,7 +332,7 @@ class Gateway:
             arbiter=lambda: self.acting.register.arbiter, on_known=self.acting.known,
             on_overruled=self.acting.overruled, on_status=self._pushing, together=together,
             listens=partial(listens, store.address), members={p.name: p.public_key for p in config.peer},
-            follow_s=max(FOLLOW_S, config.arbiter.lease_s / 4),
+            replaces=config.arbiter.replaces, follow_s=max(FOLLOW_S, config.arbiter.lease_s / 4),
             surroundings=lambda: Surroundings(self._namespaces(), clock()),
         )  # fmt: skip
 

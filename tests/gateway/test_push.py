@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gateway import failover
 from gateway.io.journal import Journal
 from gateway.io.push import LOOK_AGAIN_S, Pusher
 from gateway.io.reader import JournalReader
@@ -464,6 +465,25 @@ def test_somebody_elses_log_is_refused_with_a_hint_and_left_alone(box: Box, tmp_
     assert box.run(LOOK_AGAIN_S + 5).state == "leading"
     box.assert_all_pushed()
     stranger.journal.close()
+
+
+def test_who_only_follows_learns_what_is_there_and_whether_it_could_lead(box: Box, tmp_path: Path):
+    box.receive(5)
+    box.run(10)
+    for replica, key, barred in (("a", KEY, ""), ("b", OTHER, "not enrolled")):
+        other = Box(tmp_path / replica, box.store)
+        known: list[int] = []
+        pusher = other.start(replica=replica, key=key)
+        other.leading.post(failover.Ready(False))
+        pusher._on_known = known.append
+        other.receive(2)
+        for _ in range(200):
+            other.now += pusher.turn()
+        assert (pusher.status.state, pusher.has_read, known[-1]) == ("following", True, 1)
+        assert barred in pusher.barred and bool(pusher.barred) == bool(barred)
+        assert pusher.status.seq == 2
+        other.journal.close()
+    assert len([key for key in box.store.objects if key.startswith(LAYOUT.log)]) == 2, "nothing is written"
 
 
 def test_the_same_replica_name_with_another_key_is_refused(box: Box, tmp_path: Path):

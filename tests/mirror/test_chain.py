@@ -321,13 +321,30 @@ def test_what_is_no_segment_of_this_log_is_never_taken_in(data: Any, word: str):
     assert log.chain.prefix.at.seq == 1
 
 
-def test_another_arbiter_is_refused():
-    first = Log()
+def led_under(arbiter: str, then: str, replaces: str = "") -> Log:
+    """Return a log that was led under one arbiter, read by a replica with another."""
+    first = Log(arbiter=arbiter)
     first.lead()
-    log = Log(arbiter="etcd:1", saved=first.chain.prefix.save())
+    log = Log(arbiter=then, saved=first.chain.prefix.save())
+    log.chain.replaces = replaces
     log.segments = first.segments
     log.run(m.Start())
-    assert "[arbiter]" in refusal(log, m.Lead(2, "x", Header())).hint
+    return log
+
+
+def test_another_arbiter_is_refused_unless_it_is_said_to_replace_that_one():
+    for then in ("etcd:2", "solo"):
+        told = refusal(led_under("etcd:1", then), m.Lead(2, "x", Header()))
+        assert 'arbiter.replaces = "etcd:1"' in told.hint
+    log = led_under("etcd:1", "etcd:2", replaces="etcd:1")
+    log.run(m.Lead(2, "x", Header()))
+    assert log.chain.ready
+
+
+def test_who_was_alone_may_be_followed_by_a_group_since_he_is_fenced_for_good():
+    log = led_under("solo", "etcd:1")
+    log.run(m.Lead(2, "x", Header()))
+    assert log.chain.ready
 
 
 def test_a_replica_behind_the_floor_goes_on_from_the_prefix_recorded_there():
