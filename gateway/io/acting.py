@@ -59,7 +59,7 @@ class Acting:
             register, save=save, told=self, announce=announce,
         )  # fmt: skip
         self.fenced: MirrorError | None = None  # why it will never act again
-        self._is_solo = kind == "solo"
+        self._is_solo, self._ending = kind == "solo", False
         self._name = config.replica.name
         self._pusher: Pusher | None = None
         self._publisher: Publisher | None = None
@@ -120,6 +120,11 @@ class Acting:
             "trouble": str(self.trouble) if self.trouble is not None else "",
         }  # fmt: skip
 
+    def stop(self) -> None:
+        """Let go of the lease; what is said to the broker at the end is the publisher's."""
+        self._ending = True
+        self.leading.stop()
+
     # What the log and the broker say
 
     def known(self, epoch: int) -> None:
@@ -161,8 +166,15 @@ class Acting:
         with self._lock:
             if self._pusher is not None and self.fenced is None:
                 self._pusher.follow()
-            if self._publisher is not None:
-                self._publisher.pause(STANDBY)
+            if self._publisher is not None and not self._ending:
+                self._publisher.pause(STANDBY, quietly=self._has_successor())
+
+    def _has_successor(self) -> bool:
+        """Whether another replica acts or is about to: otherwise the broker has to say that nobody speaks."""
+        record = self.leading.machine.record
+        return self.fenced is not None or (
+            record is not None and {record.holder, record.wish} - {"", self._name} != set()
+        )
 
     def _speak(self, publisher: Publisher) -> None:
         publisher.tell("role", b'{"role":"PRIMARY","epoch":%d}' % self.epoch)

@@ -97,6 +97,7 @@ class Publisher:
         self._epoch, self._stopping, self._stop_by = 0, False, 0.0
         self._paused = "not started"  # why nothing is published; empty while it may be
         self._stays = False  # only as long as the connection stands
+        self._quietly = True
         # What follows belongs to the thread.
         self._link = Link(broker, Message(names.gateway(broker.node, "online"), b"offline", 1, True), self._status)
         self._phase = Phase.CLOSED
@@ -171,9 +172,9 @@ class Publisher:
                 self._facts_due.add(leaf)
         self._wake()
 
-    def pause(self, reason: str = "paused") -> None:
-        """Leave the broker without a last word: a successor speaks now."""
-        self._paused = reason
+    def pause(self, reason: str = "paused", *, quietly: bool = True) -> None:
+        """Leave the broker: quietly where a successor speaks, otherwise so that the broker says that nobody does."""
+        self._quietly, self._paused = quietly, reason
         self._wake()
 
     def resume(self, epoch: int) -> None:
@@ -237,7 +238,7 @@ class Publisher:
         """Do what is due, wait for the socket or a wake-up, and follow what became of the connection."""
         link = self._link
         if self._paused:
-            link.close(self._paused, polite=True)
+            link.close(self._paused, polite=self._quietly)
             self._follow(now)
             self._wait(None)
         elif link.phase is Phase.CLOSED:

@@ -205,7 +205,7 @@ class Gateway:
         return True, ""
 
     def _close(self) -> None:
-        self.acting.leading.stop()
+        self.acting.stop()
         if self.pusher is not None:
             self.pusher.stop()
         self.ingest.stop()

@@ -124,7 +124,7 @@ class Survey:
         config, ingest = gateway.config, gateway.ingest
         counters = ingest.counters
         threads = {"ingest": ingest.failure is None}
-        for name, thread in (("push", gateway.pusher), ("mqtt", gateway.publisher)):
+        for name, thread in (("push", gateway.pusher), ("mqtt", gateway.publisher), ("lease", gateway.acting.leading)):
             if thread is not None:
                 threads[name] = thread.alive
         return Figures(

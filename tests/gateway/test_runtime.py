@@ -214,6 +214,14 @@ def test_who_is_fenced_leaves_the_broker_to_the_other_and_goes_on_journaling(
             assert subscriber.latest()["uns/v1/e/s/_gateway/g/online"] == b"online"
 
 
+def test_a_gateway_that_stops_says_that_nobody_speaks(tmp_path: Path, bucket: Bucket, mosquitto: Mosquitto) -> None:
+    with Subscriber(mosquitto.port) as subscriber:
+        with Running(config(tmp_path / "one", broker=mosquitto.port)) as one:
+            until(lambda: one.state() == "leading", "it leads")
+            subscriber.on("_gateway/g/online", b"online")
+        subscriber.on("_gateway/g/online", b"offline")
+
+
 def test_a_log_that_knows_a_higher_epoch_raises_the_one_that_role_tells(
     tmp_path: Path, bucket: Bucket, mosquitto: Mosquitto
 ) -> None:

@@ -172,3 +172,41 @@ def test_an_operator_hands_the_acting_over_and_nothing_is_lost(
         other.settle()
         made.drained()
         print(json.dumps(nothing_lost(made, server, first)))
+
+
+def test_without_a_majority_nobody_acts_the_broker_says_so_and_all_is_pushed_afterwards(
+    tmp_path: Path, store: Weed, broker: Mosquitto
+) -> None:
+    with (
+        Etcd(tmp_path / "etcd") as cluster,
+        NodeServer(tmp_path / "server", nodes=NODES) as server,
+        Subscriber(broker.port, "uns/v1/acme/live/#") as heard,
+    ):
+        arbiter = f'kind = "etcd"\nendpoints = {json.dumps(cluster.endpoints)}'
+        with pair(tmp_path / "pair", server, store=store, broker=broker, arbiter=arbiter) as made:
+            one = made.primary()
+            first = {node: value + 1 for node, value in one.look().newest.items()}
+            server.run(RATE_HZ)
+            one.grown(3)
+            for member in cluster.members[:2]:
+                member.kill()
+            mark, began = len(heard.heard), time.monotonic()
+            one.until(lambda: one.role() == "STANDBY", "it lets go", 10)
+            one.until(
+                lambda: any(h.topic.endswith("/online") and h.payload == b"offline" for h in heard.heard[mark:]),
+                "the broker says that nobody speaks", 10,
+            )  # fmt: skip
+            said_s = time.monotonic() - began
+            for replica in made.replicas:
+                replica.grown(5)
+                assert replica.role() == "STANDBY"
+            for member in cluster.members[:2]:
+                member.start()
+            made.primary()
+            one.until(
+                lambda: heard.latest()[f"uns/v1/acme/live/_gateway/{one.group}/online"] == b"online", "one speaks", 10
+            )
+            server.pause()
+            one.settle()
+            made.drained()
+            print(json.dumps({"how": "no majority", "said_s": round(said_s, 3), **nothing_lost(made, server, first)}))
