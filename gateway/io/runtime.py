@@ -61,6 +61,7 @@ if TYPE_CHECKING:  # pyarrow and boto3 take a quarter of a second: the devices d
 JOURNAL = "mirror.db"
 LEAVES = frozenset({"online", "role", "health", "sync"})  # what is told of the gateway itself
 TRIM_S = 60.0
+PROCESS_FACT = "process"  # the incarnation that opened the journal last
 CANCEL_AGAIN_S = 0.5
 FIT_LOOK_S = 0.1
 UNFIT_S = 5.0  # for so long a disk may refuse before another replica should act
@@ -138,6 +139,8 @@ class Gateway:
             if self.http is not None:
                 await self.http.start()  # first, so that it can tell why the rest waits
             await self.control.start()
+            if not await self._can_write(stop):
+                return
             if self.publisher is not None:
                 self.publisher.start()
                 self.acting.attach(publisher=self.publisher)
@@ -170,6 +173,18 @@ class Gateway:
             await asyncio.to_thread(self._close)
             if failed is None:
                 log("gateway.stopped", replica=self.config.replica.name)
+
+    async def _can_write(self, stop: asyncio.Event) -> bool:
+        """Wait until the journal takes something; tell False if that was never possible before it shall end."""
+        saved = asyncio.wrap_future(self.ingest.call(lambda j: j.set_fact(PROCESS_FACT, self.incarnation.encode())))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait([saved, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not saved.done():
+            saved.cancel()
+            return False
+        saved.result()
+        return True
 
     async def _sources_first(self, stop: asyncio.Event) -> None:
         """Wait until the devices are mirrored, but not for long: each tenth of a second counts there alone."""
