@@ -263,9 +263,9 @@ class Publisher:
     def _wait(self, timeout_s: float | None) -> None:
         self._link.wait(self._wake_r, IDLE_S if timeout_s is None else min(timeout_s, IDLE_S))
         if self._woken:
-            self._woken = False  # before reading: a wake-up in between costs one more turn and is not lost
             with contextlib.suppress(BlockingIOError):
                 self._wake_r.recv(64)
+            self._woken = False  # after reading, or a wake-up in between leaves it set, with nothing there to read
 
     def _follow(self, now: float) -> None:
         """Tell what was refused, and act on a change of the connection."""

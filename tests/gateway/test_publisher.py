@@ -441,3 +441,35 @@ def test_stopping_without_a_broker_is_quick(tmp_path: Path) -> None:
     with publishing(server.port, names()) as (_, events):
         events.wait("mqtt.connect_failed")
     assert time.monotonic() - start < 5
+
+
+class Racing:
+    """The end of the wake-up's socket that the thread reads; while it reads, somebody wakes it once more."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher, self._real = publisher, publisher._wake_r
+        self.reads = 0
+
+    def fileno(self) -> int:
+        return self._real.fileno()
+
+    def recv(self, size: int) -> bytes:
+        self._publisher._wake()
+        self.reads += 1
+        return self._real.recv(size)
+
+    def close(self) -> None:
+        self._real.close()
+
+
+def test_a_wake_up_while_another_is_read_does_not_silence_those_that_follow(mosquitto: Mosquitto) -> None:
+    broker = Broker(url=mosquitto.url, client_id="racing", node="edge01")
+    publisher = Publisher(broker, names())
+    racing = Racing(publisher)
+    publisher._wake_r = racing  # type: ignore[assignment]
+    publisher.start()
+    publisher.tell("role", b"{}")
+    until(lambda: racing.reads > 0 and not publisher._woken, "the thread has read and waits again")
+    publisher.resume(1)
+    until(lambda: publisher.status().connected, "it connects at once", 5)
+    publisher.stop()
